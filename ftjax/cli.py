@@ -1,0 +1,218 @@
+"""The command line: one dataclass a command. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from ftjax.config import CompareConfig, TrainConfig
+from ftjax.errors import InputError, Stopped
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Score a trained model on a file: loss, accuracy, macro F1 and Matthews, exact over every example."""
+
+    model: str
+    """Directory of a trained model (RUN/model), or its hub id."""
+    file: Path
+    """Rows with labels."""
+    text_column: str = "text"
+    """Column of the text."""
+    text_pair_column: str | None = None
+    """Column of the second text, for sentence pairs."""
+    label_column: str = "label"
+    """Column of the label."""
+    batch_size: int = 32
+    """Rows at a time."""
+    max_length: int = 128
+    """Longest row in tokens; longer ones are cut."""
+    precision: str = "float32"
+    """Operands of dot products: float32 or bfloat16."""
+    json: bool = False
+    """Print one JSON object on stdout and nothing else."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Predict:
+    """Classify texts: one JSON object a line with text, prediction and scores."""
+
+    model: str
+    """Directory of a trained model (RUN/model), or its hub id."""
+    text: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Texts to classify."""
+    file: Path | None = None
+    """Rows to classify, instead of texts."""
+    output: Path | None = None
+    """Write there instead of stdout; must not exist."""
+    text_column: str = "text"
+    """Column of the text."""
+    text_pair_column: str | None = None
+    """Column of the second text, for sentence pairs."""
+    batch_size: int = 32
+    """Rows at a time."""
+    max_length: int = 128
+    """Longest row in tokens; longer ones are cut."""
+    precision: str = "float32"
+    """Operands of dot products: float32 or bfloat16."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Write a checkpoint of a run as a Hugging Face model directory."""
+
+    checkpoint: Path
+    """A run's directory (its best checkpoint), or RUN/checkpoints/STEP."""
+    output: Path
+    """Directory to write; must not exist or be empty."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Doctor:
+    """Say what this machine has, what is missing and what to do about it."""
+
+    json: bool = False
+    """Print one JSON object on stdout and nothing else."""
+
+
+COMMANDS = {
+    "train": TrainConfig,
+    "compare": CompareConfig,
+    "evaluate": Evaluate,
+    "predict": Predict,
+    "export": Export,
+    "doctor": Doctor,
+}
+
+
+def run(command: Any) -> None:
+    """Do what a parsed command says; raises InputError for a mistake in what the user gave, `Stopped` after a signal."""
+    match command:
+        case CompareConfig():
+            from ftjax.compare import compare
+            from ftjax.terminal import Terminal
+
+            with Terminal() as terminal:
+                results = compare(command, terminal)
+            if command.json:
+                print_json(results)
+        case TrainConfig():
+            from ftjax.loop import fit
+            from ftjax.terminal import Terminal
+
+            with Terminal() as terminal:
+                result = fit(command, terminal)
+            if command.json:
+                print_json(result)
+        case Evaluate():
+            from ftjax.data.files import read_file
+
+            rows = read_file(
+                command.file,
+                text_column=command.text_column,
+                text_pair_column=command.text_pair_column,
+                label_column=command.label_column,
+                require_labels=True,
+            )
+            scores = classifier(command).evaluate(rows)
+            if command.json:
+                print_json(scores)
+            else:
+                for name, value in scores.items():
+                    print(f"{name:10} {value:.4f}" if isinstance(value, float) else f"{name:10} {value:,}")
+        case Predict():
+            predict(command)
+        case Export():
+            from ftjax.loop import export
+
+            export(command.checkpoint, command.output)
+            print(f"Model: {command.output}", file=sys.stderr)
+        case Doctor():
+            from ftjax.doctor import examine
+
+            found = examine()
+            if command.json:
+                print_json(found)
+            else:
+                print(f"Python {found['python']}, " + ", ".join(f"{k} {v or 'missing'}" for k, v in found["packages"].items()))
+                print(f"Devices: {', '.join(found['devices']) or 'none'}")
+                print(f"Memory {found['memory_bytes'] / 1e9:.1f} GB, free disk {found['disk_free_bytes'] / 1e9:.1f} GB")
+                for line in found["advice"]:
+                    print(f"- {line}")
+                print("Ready." if found["ok"] else "Not ready.")
+            if not found["ok"]:
+                raise SystemExit(2)
+
+
+def classifier(command: Evaluate | Predict) -> Any:
+    """The classifier that a command names."""
+    from ftjax.inference import TextClassifier
+
+    return TextClassifier.load(
+        command.model, max_length=command.max_length, batch_size=command.batch_size, precision=command.precision
+    )
+
+
+def predict(command: Predict) -> None:
+    """Classify the texts or the file's rows; a line of JSON each."""
+    if (command.file is None) == (not command.text):
+        raise InputError("Give either texts or --file.")
+    if command.output is not None and command.file is None:
+        raise InputError("--output needs --file; the predictions of texts go to stdout.")
+    if command.output is not None and command.output.exists():
+        raise InputError(f"--output {command.output}: exists already; choose another file.")
+    texts, pairs = list(command.text), None
+    if command.file is not None:
+        from ftjax.data.files import read_file
+
+        rows = read_file(command.file, text_column=command.text_column, text_pair_column=command.text_pair_column)
+        texts, pairs = rows.texts, rows.pairs
+    lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in classifier(command).predict(texts, pairs))
+    if command.output is None:
+        sys.stdout.write(lines)
+    else:
+        partial = command.output.with_name(f".{command.output.name}.partial")
+        try:
+            partial.write_text(lines, encoding="utf-8")
+            os.replace(partial, command.output)
+        except OSError as error:
+            raise InputError(f"--output {command.output}: cannot be written ({error.strerror}).") from None
+
+
+def print_json(value: Any) -> None:
+    """One JSON value on stdout."""
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command and exit: 0 done, 2 a mistake in the input, 75 stopped by a signal after saving."""
+    command = tyro.extras.subcommand_cli_from_dict(
+        COMMANDS,
+        prog="ftjax",
+        description="Fine-tune pretrained language models in JAX: fully, in part, or with a self-supervised loss.",
+        args=sys.argv[1:] if arguments is None else arguments,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+    )
+    warnings.filterwarnings("ignore")  # libraries' notes to developers; ours are said in the log
+    try:
+        run(command)
+    except InputError as error:
+        print(f"ftjax: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except Stopped as stopped:
+        print(f"ftjax: {stopped}", file=sys.stderr)
+        raise SystemExit(75) from None
+    except KeyboardInterrupt:
+        print("ftjax: interrupted before anything was saved.", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""What a run is told: one dataclass whose field names are the flags, the keys of the saved run config and of --json.
+
+Checks here need no data and no model; they run before anything is read, written or compiled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+from ftjax.errors import InputError
+
+Method = Literal["full", "partial", "self-supervised"]
+METHODS: tuple[Method, ...] = ("full", "partial", "self-supervised")
+Metric = Literal["accuracy", "macro_f1", "matthews", "loss"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Fine-tune a model. A new head always trains; the log says how many parameters train and what they cost."""
+
+    model: str
+    """Directory of a Hugging Face model, or its hub id (revision after an @)."""
+    output: Path
+    """Directory of the run: config.json, metrics.jsonl, checkpoints/, model/, report.html."""
+    train_file: Path | None = None
+    """Training rows: .csv, .tsv, .jsonl, .json, .parquet or .txt."""
+    eval_file: Path | None = None
+    """Rows for evaluation after every epoch, which choose the best epoch."""
+    test_file: Path | None = None
+    """Rows scored once, at the end, with the model of the best epoch; they choose nothing."""
+    unlabeled_file: Path | None = None
+    """More training rows, without labels (self-supervised)."""
+    method: Method = "full"
+    """full: every parameter. partial: those of --train-parameters. self-supervised: L + weight x L_self."""
+    train_parameters: str | None = None
+    """What trains: all, head, last:K, bias, layernorm, embeddings, regex:PATTERN, joined by commas.
+    Default: all; with --method partial last:2,head."""
+    epochs: int = 3
+    """Passes over the training rows."""
+    batch_size: int = 32
+    """Global batch size: rows of one update, over all devices and microbatches."""
+    learning_rate: float = 5e-5
+    """Peak learning rate of AdamW. 5e-5 suits full fine-tuning; a head alone wants about 1e-3."""
+    max_length: int = 128
+    """Longest row in tokens; longer ones are cut and counted."""
+    seed: int = 0
+    """Fixes initialisation of new parameters, order of the data, dropout and masks."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Operands of dot products; parameters, sums, norms, softmax and loss are float32 either way."""
+    resume: bool = False
+    """Go on with the run in --output, from its last checkpoint; start one if there is none."""
+    json: bool = False
+    """Print one JSON object on stdout and nothing else."""
+
+    dataset: str | None = None
+    """Hugging Face data set instead of files: a hub id or a local directory."""
+    dataset_config: str | None = None
+    """Configuration of --dataset, such as sst2 of glue."""
+    train_split: str = "train"
+    """Split of --dataset to train on."""
+    eval_split: str | None = None
+    """Split of --dataset to evaluate on after every epoch."""
+    test_split: str | None = None
+    """Split of --dataset to score once, at the end."""
+    text_column: str = "text"
+    """Column of the text."""
+    text_pair_column: str | None = None
+    """Column of the second text, for sentence pairs."""
+    label_column: str = "label"
+    """Column of the label: names or whole numbers; empty or null where a row has none."""
+    task: Literal["classification"] = "classification"
+    """What is learnt."""
+
+    classifier: Literal["pooled", "first-token"] = "pooled"
+    """Head: pooled is transformers' BertForSequenceClassification; first-token a linear layer on last_hidden_state[:, 0]."""
+    self_supervised_weight: float | None = None
+    """Weight of masked language modelling in the objective. Default 0.1 with --method self-supervised."""
+    mask_probability: float = 0.15
+    """Share of the tokens that masked language modelling predicts."""
+    dropout: float | None = None
+    """Dropout rate everywhere, instead of the model's own."""
+    gradient_accumulation: int = 1
+    """Microbatches a batch is cut into, one after the other, to save memory; the update stays that of the whole batch."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate falls after the warm-up."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises from 0 to its peak."""
+    weight_decay: float = 0.01
+    """AdamW's decoupled weight decay; never on biases and norms."""
+    max_gradient_norm: float = 1.0
+    """Gradients are scaled down to this global norm; 0 turns that off."""
+    metric: Metric | None = None
+    """Chooses the best epoch. Default accuracy, or loss where there are no labels."""
+    early_stopping: int | None = None
+    """Stop after this many evaluations without a better --metric."""
+    buckets: int = 4
+    """Into how many lengths rows are padded; each costs one compilation."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    save_every: int | None = None
+    """Steps between checkpoints, besides one at the end of every epoch."""
+
+    def check(self) -> None:
+        """Raise InputError for values that make no sense, alone or together."""
+        if (self.train_file is None) == (self.dataset is None) and not (self.unlabeled_file and not self.dataset):
+            raise InputError("Give either --train-file or --dataset.")
+        if self.dataset is None and (self.eval_split or self.test_split or self.dataset_config):
+            raise InputError("--eval-split, --test-split and --dataset-config need --dataset.")
+        if (self.eval_split and self.eval_file) or (self.test_split and self.test_file):
+            raise InputError("Give a split or a file to evaluate on, not both.")
+        for name in ("epochs", "batch_size", "gradient_accumulation", "buckets", "log_every", "save_every", "early_stopping"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{flag(name)} {value}: must be at least 1.")
+        if not 0 < self.learning_rate < math.inf:
+            raise InputError(f"--learning-rate {self.learning_rate}: must be a positive number, such as 5e-5.")
+        for name in ("warmup_steps", "weight_decay", "max_gradient_norm", "self_supervised_weight", "seed"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise InputError(f"{flag(name)} {value}: must be 0 or a positive number.")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise InputError(f"--dropout {self.dropout}: must be at least 0 and below 1.")
+        if not 0 < self.mask_probability < 1:
+            raise InputError(f"--mask-probability {self.mask_probability}: must be between 0 and 1.")
+        if self.max_length < 8:
+            raise InputError(f"--max-length {self.max_length}: must be at least 8.")
+        if self.batch_size % self.gradient_accumulation:
+            raise InputError(
+                f"--batch-size {self.batch_size} is not a multiple of --gradient-accumulation {self.gradient_accumulation}."
+            )
+        if self.method == "full" and self.train_parameters not in (None, "all"):
+            raise InputError(f"--method full trains all parameters; for {self.train_parameters!r} use --method partial.")
+        if self.method == "partial" and self.train_parameters == "all":
+            raise InputError("--method partial with --train-parameters all is --method full.")
+        if self.method != "self-supervised":
+            for name in ("unlabeled_file", "self_supervised_weight"):
+                if getattr(self, name) is not None:
+                    raise InputError(f"{flag(name)} needs --method self-supervised.")
+        if not self.has_evaluation and (self.metric or self.early_stopping):
+            raise InputError("--metric and --early-stopping need rows to evaluate on: give --eval-file or --eval-split.")
+
+    @property
+    def has_evaluation(self) -> bool:
+        """Whether there are rows to evaluate on after every epoch."""
+        return self.eval_file is not None or self.eval_split is not None
+
+    @property
+    def spec(self) -> str:
+        """What trains, with the method's default filled in."""
+        return self.train_parameters or ("last:2,head" if self.method == "partial" else "all")
+
+    @property
+    def weight(self) -> float:
+        """λ of L + λ·L_self, with the method's default filled in."""
+        if self.method != "self-supervised":
+            return 0.0
+        return 0.1 if self.self_supervised_weight is None else self.self_supervised_weight
+
+    @classmethod
+    def from_dict(cls, saved: dict[str, Any]) -> TrainConfig:
+        """The settings of a run from its config.json; keys that are no setting are left aside."""
+        fields = {f.name: f for f in dataclasses.fields(TrainConfig) if f.name in saved}
+        paths = {name for name, field in fields.items() if "Path" in str(field.type)}
+        return TrainConfig(**{n: Path(saved[n]) if n in paths and saved[n] is not None else saved[n] for n in fields})
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, paths as strings."""
+        return {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(self).items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareConfig(TrainConfig):
+    """Fine-tune by several methods, each in a directory of its own below --output, and compare them."""
+
+    methods: tuple[Method, ...] = METHODS
+    """Which methods, in which order. --train-parameters is for partial; the self-supervised flags for that method."""
+
+    def of(self, method: Method) -> TrainConfig:
+        """The settings of one method's run."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(TrainConfig)}
+        values |= {"method": method, "output": self.output / method}
+        if method != "partial":
+            values["train_parameters"] = None
+        if method != "self-supervised":
+            values |= {"unlabeled_file": None, "self_supervised_weight": None}
+        return TrainConfig(**values)
+
+    def check(self) -> None:
+        """InputError for values that make no sense for one of the methods, before any of them runs."""
+        if not self.methods or len(set(self.methods)) < len(self.methods):
+            raise InputError("--methods: name each method once.")
+        if self.output.exists() and not self.output.is_dir():
+            raise InputError(f"--output {self.output}: a file, not a directory.")
+        ours = {*METHODS, "report.html"}
+        if self.output.is_dir() and (others := [p.name for p in self.output.iterdir() if p.name not in ours]):
+            raise InputError(
+                f"--output {self.output}: holds {others[0]}, which is not of a comparison; choose another directory."
+            )
+        for method in self.methods:
+            self.of(method).check()
+
+
+def flag(name: str) -> str:
+    """Field name to flag: `batch_size` to `--batch-size`."""
+    return "--" + name.replace("_", "-")

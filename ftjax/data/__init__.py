@@ -1,0 +1,1 @@
+"""Files and data sets -> rows -> tokens -> batches of fixed shapes with masks."""

@@ -1,0 +1,98 @@
+"""Examples -> batches of a few fixed shapes.
+
+Rows of similar length share a batch, padded to the smallest bucket that holds them, so there is one compilation a
+bucket and little padding. The order is a pure function of (seed, epoch): a resumed run needs only a number to go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from ftjax.data.tokenize import Examples
+from ftjax.objectives import NO_LABEL
+
+MULTIPLE = 8  # bucket lengths are multiples of this: friendly to vector units, and few
+
+
+def choose_buckets(lengths: np.ndarray, *, most: int = 4) -> tuple[int, ...]:
+    """At most `most` bucket lengths that hold every row with the least padding in total, ascending.
+
+    Exact, by dynamic programming over the multiples of 8: cost[b] is the fewest padded tokens for all rows up to
+    length candidates[b] when that is the last bucket.
+    """
+    rounded = -(-lengths // MULTIPLE) * MULTIPLE
+    candidates, rows = np.unique(rounded, return_counts=True)
+    upto = np.concatenate([[0], rows.cumsum()])
+    cost = candidates * upto[1:]
+    chosen: list[tuple[int, ...]] = [(int(c),) for c in candidates]
+    for _ in range(min(most, len(candidates)) - 1):
+        options = cost[None, :] + candidates[:, None] * (upto[1:][:, None] - upto[1:][None, :])
+        options[np.triu_indices(len(candidates))] = np.iinfo(np.int64).max
+        previous = options.argmin(1)
+        better = options.min(1) < cost
+        chosen = [(*chosen[p], int(c)) if b else old for p, c, b, old in zip(previous, candidates, better, chosen, strict=True)]
+        cost = np.where(better, options.min(1), cost)
+    return chosen[-1]
+
+
+def plan_epoch(
+    lengths: np.ndarray, buckets: tuple[int, ...], batch_size: int, *, seed: int | None, epoch: int = 0
+) -> list[tuple[int, np.ndarray]]:
+    """(bucket length, row numbers) of every batch of an epoch; each row is in exactly one.
+
+    Rows are shuffled by (seed, epoch) before they are dealt to buckets, and the batches after; seed None keeps the
+    order of the rows. What is left over in a bucket moves up to the next longer one, so at most one batch of an epoch
+    has fewer than batch_size rows.
+    """
+    rng = None if seed is None else np.random.default_rng([seed, epoch])
+    order = np.arange(len(lengths)) if rng is None else rng.permutation(len(lengths))
+    bucket_of = np.searchsorted(buckets, lengths[order])
+    left = np.empty(0, np.int64)
+    batches: list[tuple[int, np.ndarray]] = []
+    for number, bucket in enumerate(buckets):
+        rows = np.concatenate([left, order[bucket_of == number]])
+        full = len(rows) // batch_size * batch_size
+        batches += [(bucket, chunk) for chunk in rows[:full].reshape(-1, batch_size)]
+        left = rows[full:]
+    if len(left):
+        batches.append((buckets[-1], left))
+    if rng is not None:
+        batches = [batches[i] for i in rng.permutation(len(batches))]
+    return batches
+
+
+def make_batch(examples: Examples, rows: np.ndarray, length: int, batch_size: int, pad_token_id: int) -> dict[str, np.ndarray]:
+    """The rows as an `ftjax.objectives.Batch` of shape (batch_size, length), padded on the right and at the bottom."""
+    ids = np.full((batch_size, length), pad_token_id, np.int32)
+    types = np.zeros((batch_size, length), np.int32)
+    mask = np.zeros((batch_size, length), np.int32)
+    for i, row in enumerate(rows):
+        start, end = examples.starts[row], examples.starts[row + 1]
+        ids[i, : end - start] = examples.tokens[start:end]
+        types[i, : end - start] = examples.token_types[start:end]
+        mask[i, : end - start] = 1
+    fill = batch_size - len(rows)
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "token_type_ids": types,
+        "labels": np.pad(examples.labels[rows], (0, fill), constant_values=NO_LABEL),
+        "example_ids": np.pad(rows.astype(np.int32), (0, fill), constant_values=-1),
+    }
+
+
+def batches(
+    examples: Examples,
+    buckets: tuple[int, ...],
+    batch_size: int,
+    *,
+    pad_token_id: int,
+    seed: int | None,
+    epoch: int = 0,
+    start: int = 0,
+) -> Iterator[dict[str, np.ndarray]]:
+    """The batches of an epoch from number `start` on."""
+    for length, rows in plan_epoch(examples.lengths, buckets, batch_size, seed=seed, epoch=epoch)[start:]:
+        yield make_batch(examples, rows, length, batch_size, pad_token_id)

@@ -1,0 +1,115 @@
+"""Rows of text -> token ids, and label names -> numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ftjax.data.files import Rows
+from ftjax.errors import InputError
+from ftjax.objectives import NO_LABEL
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+CHUNK = 4096  # texts a tokenizer call: bounds memory on large files
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """Tokenised rows, stored end to end.
+
+    tokens, token_types: int32 (all tokens,); row i is [starts[i], starts[i + 1]). labels: int32 (rows,), -100: none.
+    truncated, empty: how many rows were cut to max_length, and how many had no text.
+    """
+
+    tokens: np.ndarray
+    token_types: np.ndarray
+    starts: np.ndarray
+    labels: np.ndarray
+    truncated: int
+    empty: int
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row, int64 (rows,)."""
+        return np.diff(self.starts)
+
+
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
+    """The directory's fast tokenizer; InputError where there is none. Code from the directory is never run."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    logging.getLogger("transformers").setLevel(logging.ERROR)  # no "PyTorch was not found": we do not need it
+    from transformers import AutoTokenizer
+
+    if not any((directory / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json")):
+        raise InputError(f"{directory}: no tokenizer; expected tokenizer.json or vocab.txt beside config.json.")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # the library raises bare Exceptions for malformed files
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"{directory}: its tokenizer cannot be loaded ({reason}).") from None
+    if not tokenizer.is_fast:
+        raise InputError(f"{directory}: needs tokenizer.json (a fast tokenizer); this one has none.")
+    return tokenizer
+
+
+def label_names(rows: Sequence[Rows]) -> tuple[str, ...]:
+    """The class names in the order of their numbers: a data set's own order, numbers by value, other names by alphabet."""
+    if declared := next((r.label_names for r in rows if r.label_names), None):
+        return declared
+    names = {name for r in rows for name in r.labels or () if name is not None}
+    numeric = all(name.lstrip("-").isdecimal() for name in names)
+    return tuple(sorted(names, key=int if numeric else None))  # type: ignore[arg-type]
+
+
+def encode(rows: Rows, tokenizer: PreTrainedTokenizerFast, labels: tuple[str, ...], max_length: int) -> Examples:
+    """Tokenise rows, cutting each to max_length tokens; InputError for a label that is not among `labels`."""
+    number = {name: i for i, name in enumerate(labels)}
+    given: Sequence[str | None] = rows.labels or [None] * len(rows.texts)
+    for row, name in enumerate(given, start=1):
+        if name is not None and name not in number:
+            raise InputError(
+                f"{rows.source}: row {row} has the label {name!r}, which training has not seen; known: {', '.join(labels)}."
+            )
+    ids: list[list[int]] = []
+    types: list[list[int]] = []
+    truncated = 0
+    for start in range(0, len(rows.texts), CHUNK):
+        pairs = None if rows.pairs is None else rows.pairs[start : start + CHUNK]
+        encoded: Any = tokenizer(
+            rows.texts[start : start + CHUNK], pairs, truncation=True, max_length=max_length, return_token_type_ids=True
+        )
+        ids += encoded["input_ids"]
+        types += encoded["token_type_ids"]
+        truncated += sum(bool(encoding.overflowing) for encoding in encoded.encodings)
+    lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+    return Examples(
+        tokens=np.fromiter((t for row in ids for t in row), np.int32, lengths.sum()),
+        token_types=np.fromiter((t for row in types for t in row), np.int32, lengths.sum()),
+        starts=np.concatenate([[0], lengths.cumsum()]),
+        labels=np.array([NO_LABEL if name is None else number[name] for name in given], np.int32),
+        truncated=truncated,
+        empty=sum(not text.strip() for text in rows.texts),
+    )
+
+
+def join(first: Examples, second: Examples) -> Examples:
+    """The rows of both, first's before second's."""
+    return Examples(
+        tokens=np.concatenate([first.tokens, second.tokens]),
+        token_types=np.concatenate([first.token_types, second.token_types]),
+        starts=np.concatenate([first.starts, second.starts[1:] + first.starts[-1]]),
+        labels=np.concatenate([first.labels, second.labels]),
+        truncated=first.truncated + second.truncated,
+        empty=first.empty + second.empty,
+    )

@@ -1,0 +1,368 @@
+"""fit(): the one place with side effects — time, disk, terminal, signals."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import math
+import platform
+import shlex
+import signal
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import jax
+
+import ftjax
+from ftjax import machine, rundir
+from ftjax.checkpoint import Checkpoints
+from ftjax.config import TrainConfig
+from ftjax.data.batches import batches
+from ftjax.data.tokenize import Examples
+from ftjax.errors import InputError, Stopped
+from ftjax.evaluation import all_logits, classification_metrics, predict_step, softmax
+from ftjax.parallel import Compiled, data_mesh
+from ftjax.partition import count
+from ftjax.prepare import Data, Run, prepare
+from ftjax.pretrained import save_pretrained
+from ftjax.pretrained.tensors import read_json
+from ftjax.step import Metrics, eval_step, train_step
+from ftjax.terminal import Terminal
+
+SECONDS = ("load", "compile", "data_wait", "step", "eval", "save")
+"""Where a run's time goes, as told in result.json and at the end of the log."""
+
+
+@dataclasses.dataclass
+class Progress:
+    """What besides the state a resumed run must know. Everything is JSON-ready.
+
+    window: sums and weights since the last line of metrics.jsonl. best: value and step of the best evaluation.
+    worse: evaluations since then. seconds and step_seconds: time spent before this process, and the median step's.
+    """
+
+    window: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    best_value: float | None = None
+    best_step: int = 0
+    worse: int = 0
+    seconds: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(SECONDS, 0.0))
+    examples: int = 0
+
+    def add(self, metrics: dict[str, tuple[float, float]]) -> None:
+        """Take one step's metrics into the window."""
+        for name, (total, weight) in metrics.items():
+            old = self.window.setdefault(name, [0.0, 0.0])
+            old[0] += total
+            old[1] += weight
+
+    def take(self) -> dict[str, float]:
+        """The window's averages; a new window begins."""
+        averages = {name: total / weight for name, (total, weight) in self.window.items() if weight > 0}
+        self.window = {}
+        return averages
+
+
+def fit(config: TrainConfig, terminal: Terminal) -> dict[str, Any]:
+    """Train as the config says and return what result.json holds.
+
+    Raises InputError for a user's mistake, and `Stopped` when a signal ended the run after its state was saved.
+    """
+    start = time.perf_counter()
+    machine.reset_peak_memory()
+    config.check()
+    resuming = rundir.check(config)
+    if resuming and (config.output / "result.json").is_file():
+        terminal.say(f"{config.output}: this run is complete; nothing to do.")
+        return json.loads((config.output / "result.json").read_text(encoding="utf-8"))
+    run = prepare(config, terminal.say)
+    with _disk_errors(config.output), _signals() as stopped:
+        config.output.mkdir(parents=True, exist_ok=True)
+        if not resuming:
+            rundir.write_json(config.output / "config.json", describe(run))
+        session = Session(run, terminal, load_seconds=time.perf_counter() - start)
+        return session.run_all(stopped)
+
+
+def describe(run: Run) -> dict[str, Any]:
+    """config.json: every setting, the class names, versions, device and the command that was run."""
+    packages = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "datasets", "numpy")
+    return {
+        **run.config.to_dict(),
+        "labels": list(run.data.labels),
+        "buckets": list(run.data.buckets),
+        "device": machine.device_description(),
+        "versions": {"ftjax": ftjax.__version__, "python": platform.python_version()} | {p: version(p) for p in packages},
+        "command": shlex.join(["ftjax", *sys.argv[1:]]),
+    }
+
+
+class Session:
+    """One process's part of a run."""
+
+    def __init__(self, run: Run, terminal: Terminal, load_seconds: float) -> None:
+        self.run, self.config, self.terminal = run, run.config, terminal
+        self.metric = metric(run.config, run.data)
+        self.higher_is_better = self.metric != "loss"
+        self.mesh = data_mesh()
+        self.train_step = Compiled(train_step, self.mesh, donate=True)
+        self.eval_step = Compiled(eval_step, self.mesh, donate=False)
+        self.predict = Compiled(predict_step(run.pretrained.model), self.mesh, donate=False)
+        self.checkpoints = Checkpoints(self.config.output / "checkpoints", higher_is_better=self.higher_is_better)
+        self.progress = Progress()
+        self.state = run.state
+        if (step := self.checkpoints.latest_step()) is not None:
+            self.state, progress = self.checkpoints.restore(step, self.state)
+            self.progress = Progress(**progress)
+            terminal.say(f"Resuming after step {step} of {run.steps}.")
+        self.step = int(self.state.step)
+        self.log = rundir.MetricsLog(self.config.output, self.step)
+        self.progress.seconds["load"] += load_seconds
+        self.step_seconds: list[float] = []
+        self.test_logits = None
+
+    def run_all(self, stopped: list[int]) -> dict[str, Any]:
+        """Train, score the best model, export it, and write result.json."""
+        per_epoch = self.run.data.steps_per_epoch(self.config.batch_size)
+        try:
+            for epoch in range(self.step // per_epoch, self.config.epochs):
+                self.train_epoch(epoch, per_epoch, stopped)
+                if self.config.early_stopping and self.progress.worse >= self.config.early_stopping:
+                    self.terminal.say(f"No better {self.metric} for {self.progress.worse} evaluations: stopping early.")
+                    break
+            return self.finish()
+        finally:
+            self.terminal.stop()
+            self.checkpoints.close()
+            self.log.close()
+
+    def train_epoch(self, epoch: int, per_epoch: int, stopped: list[int]) -> None:
+        """The rest of an epoch, its evaluation and its checkpoint."""
+        config, seconds = self.config, self.progress.seconds
+        name = f"epoch {epoch + 1}/{config.epochs}"
+        self.terminal.start(name, per_epoch, self.step - epoch * per_epoch)
+        last = Clock()
+        for batch in self.batches(epoch, start=self.step - epoch * per_epoch):
+            seconds["data_wait"] += last.lap()
+            compiling = self.train_step.seconds
+            self.state, metrics = self.train_step(self.state, batch)
+            self.step += 1
+            self.record(metrics, epoch=self.step / per_epoch)
+            compiling = self.train_step.seconds - compiling
+            took = last.lap() - compiling
+            seconds["compile"] += compiling
+            seconds["step"] += took
+            self.step_seconds.append(took)
+            self.progress.examples += int((batch["example_ids"] >= 0).sum())
+            rate = config.batch_size / statistics.median(self.step_seconds[-20:])
+            self.terminal.advance(f"loss {self.loss:.4f}  {rate:.1f} examples/s")
+            at_end = self.step == (epoch + 1) * per_epoch
+            if stopped and not at_end:
+                self.save()
+                self.checkpoints.wait()
+                raise Stopped(stopped[0], self.step, str(config.output))
+            if config.save_every and self.step % config.save_every == 0 and not at_end:
+                self.save()
+                seconds["save"] += last.lap()
+        self.terminal.stop()
+        self.flush(epoch=self.step / per_epoch)
+        value = self.evaluate(epoch + 1)
+        seconds["eval"] += last.lap()
+        self.save(value)
+        seconds["save"] += last.lap()
+        if stopped and epoch + 1 < config.epochs:
+            self.checkpoints.wait()
+            raise Stopped(stopped[0], self.step, str(config.output))
+
+    def batches(self, epoch: int, start: int) -> Iterator[dict[str, Any]]:
+        """The training batches of an epoch from number `start` on."""
+        data, config = self.run.data, self.config
+        return batches(
+            data.train,
+            data.buckets,
+            config.batch_size,
+            pad_token_id=data.pad_token_id,
+            seed=config.seed,
+            epoch=epoch,
+            start=start,
+        )
+
+    def record(self, metrics: Metrics, epoch: float) -> None:
+        """Take a step's metrics; stop where the loss is not finite, before anything of this step is saved."""
+        values = {name: (float(total), float(weight)) for name, (total, weight) in jax.device_get(metrics).items()}
+        self.loss = values["loss"][0]
+        if not math.isfinite(self.loss):
+            self.checkpoints.wait()
+            good = self.checkpoints.latest_step()
+            kept = f"the checkpoint of step {good} is kept" if good is not None else "no checkpoint had been made yet"
+            raise InputError(
+                f"Step {self.step}: the loss is {self.loss}; {kept}. Lower --learning-rate, add --warmup-steps or look at the data."
+            )
+        self.progress.add(values)
+        if self.step % self.config.log_every == 0:
+            self.flush(epoch)
+
+    def flush(self, epoch: float) -> None:
+        """Write the averages since the last line, if there are any."""
+        if averages := self.progress.take():
+            rate = self.config.batch_size / statistics.median(self.step_seconds[-20:])
+            self.log.write("train", self.step, {"epoch": epoch, **averages, "examples_per_second": rate})
+
+    def evaluate(self, epoch: int) -> float | None:
+        """Score the evaluation rows and note whether that is the best so far; None without such rows."""
+        if self.run.data.eval is None:
+            return None
+        scores = self.scores(self.run.data.eval)
+        self.log.write("eval", self.step, {"epoch": float(epoch), **scores})
+        self.terminal.say(f"epoch {epoch}: " + "  ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+        value, best = scores[self.metric], self.progress.best_value
+        if best is None or (value > best if self.higher_is_better else value < best):
+            self.progress.best_value, self.progress.best_step, self.progress.worse = value, self.step, 0
+        else:
+            self.progress.worse += 1
+        return value
+
+    def scores(self, examples: Examples, predictions: Path | None = None) -> dict[str, float]:
+        """Metrics of a data set with the current parameters; the self-supervised loss where training has no labels.
+
+        predictions: where to write a line a row for the report.
+        """
+        data, size = self.run.data, self.config.batch_size
+        if data.labels:
+            logits = all_logits(self.predict, self.state.params, examples, data.buckets, size, data.pad_token_id)
+            if predictions is not None and data.test_rows is not None:
+                rundir.write_predictions(predictions, data.test_rows.texts, examples.labels, softmax(logits), data.labels)
+            return classification_metrics(logits, examples.labels)
+        sums: dict[str, list[float]] = {}
+        for batch in batches(examples, data.buckets, size, pad_token_id=data.pad_token_id, seed=None):
+            for name, pair in self.eval_step(self.state, batch).items():
+                old = sums.setdefault(name, [0.0, 0.0])
+                sums[name] = [old[0] + float(pair[0]), old[1] + float(pair[1])]
+        averages = {name: total / weight for name, (total, weight) in sums.items() if weight}
+        return {"loss": averages["masked_lm_loss"], "masked_lm_accuracy": averages["masked_lm_accuracy"]}
+
+    def save(self, value: float | None = None) -> None:
+        """Start a checkpoint of this step."""
+        self.checkpoints.save(self.state, dataclasses.asdict(self.progress), value)
+
+    def finish(self) -> dict[str, Any]:
+        """The best epoch's model (the last one's without evaluation): its scores, export and result.json."""
+        from ftjax.report import write_report
+
+        clock, seconds = Clock(), self.progress.seconds
+        self.checkpoints.wait()
+        best = self.progress.best_step or self.step
+        if best != self.step:
+            self.state, _ = self.checkpoints.restore(best, self.state)
+        seconds["save"] += clock.lap()
+        train_seconds = sum(seconds[name] for name in ("compile", "data_wait", "step"))
+        data, output = self.run.data, self.config.output
+        result: dict[str, Any] = {
+            "method": self.config.method,
+            "trained_parameters": count(self.state.trainable),
+            "frozen_parameters": count(self.state.frozen),
+            "steps": self.step,
+            "best_step": best,
+            "step_seconds": statistics.median(self.step_seconds) if self.step_seconds else None,
+            "train_seconds": train_seconds,
+            "examples_per_second": self.progress.examples / train_seconds if train_seconds else None,
+        }
+        if data.eval is not None:
+            result["eval"] = self.scores(data.eval)
+        if data.test is not None:
+            result["test"] = self.scores(data.test, predictions=output / "predictions.jsonl")
+        seconds["eval"] += clock.lap()
+        save_pretrained(self.run.pretrained, self.state.params, output / "model")
+        seconds["save"] += clock.lap()
+        result |= {"peak_memory_bytes": machine.peak_memory_bytes(), "seconds": seconds}
+        rundir.write_json(output / "result.json", result)
+        write_report([output], output / "report.html")
+        spent = ", ".join(f"{name.replace('_', ' ')} {value:.1f} s" for name, value in seconds.items())
+        self.terminal.say(f"Time: {spent}.")
+        self.terminal.say(f"Model: {output / 'model'} (loads in transformers). Report: {output / 'report.html'}")
+        return json.loads((output / "result.json").read_text(encoding="utf-8"))
+
+
+def export(checkpoint: Path, output: Path) -> None:
+    """Write a run's best checkpoint, or the one of RUN/checkpoints/STEP, as a Hugging Face model directory.
+
+    Raises InputError where there is no such checkpoint, or `output` holds something.
+    """
+    directory, step = checkpoint, None
+    if checkpoint.parent.name == "checkpoints" and checkpoint.name.isdecimal():
+        directory, step = checkpoint.parent.parent, int(checkpoint.name)
+    saved = read_json(directory / "config.json")
+    if "method" not in saved or "output" not in saved:
+        raise InputError(f"--checkpoint {checkpoint}: {directory} is not a run of ftjax.")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"--output {output}: not empty; choose another directory.")
+    config = TrainConfig.from_dict(saved)
+    run = prepare(config, lambda line: None)
+    checkpoints = Checkpoints(directory / "checkpoints", higher_is_better=metric(config, run.data) != "loss", read_only=True)
+    steps = checkpoints.steps()
+    chosen = checkpoints.best_step() if step is None else step
+    if chosen is None or chosen not in steps:
+        raise InputError(
+            f"--checkpoint {checkpoint}: no such checkpoint; the run has {', '.join(map(str, steps)) or 'none'} (steps)."
+        )
+    state, _ = checkpoints.restore(chosen, run.state)
+    with _disk_errors(output):
+        save_pretrained(run.pretrained, state.params, output)
+
+
+def metric(config: TrainConfig, data: Data) -> str:
+    """What chooses the best epoch: --metric, or accuracy where there are labels, else the loss."""
+    return config.metric or ("accuracy" if data.labels else "loss")
+
+
+class Clock:
+    """Time since the last lap, in seconds."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+
+    def lap(self) -> float:
+        """Seconds since the last call."""
+        now = time.perf_counter()
+        took, self._last = now - self._last, now
+        return took
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """While inside, SIGTERM and Ctrl-C add to the list instead of ending the process; a second one ends it."""
+    stopped: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        stopped.append(number)
+        for each in before:
+            signal.signal(each, before[each])
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _disk_errors(output: Path) -> Iterator[None]:
+    """A full or failing disk is no fault of ours: say so in one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO):
+            raise
+        raise InputError(
+            f"--output {output}: cannot be written ({error.strerror}); mend that and run again with --resume."
+        ) from error

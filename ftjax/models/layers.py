@@ -1,0 +1,103 @@
+"""Layers shared by the architectures: dense, embedding, layer norm, attention, activations.
+
+Modules declare parameters of the right shape and hold nothing else; values come from a checkpoint or from
+`ftjax.pretrained`. Randomness is an argument (`seeds`, see `ftjax.random`), never state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ftjax.random import dropout
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "tanh": jnp.tanh,
+}
+"""The activation functions by the names that Hugging Face configs use."""
+
+
+def dot(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """`einsum` with both operands in the compute `dtype` and a float32 result: products are summed in float32.
+
+    float32 asks for the highest precision, because a TPU would otherwise round float32 operands to bfloat16.
+    """
+    precision = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
+    a, b = a.astype(dtype), b.astype(dtype)
+    return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32, precision=precision)
+
+
+class Dense(nnx.Module):
+    """x (..., features_in) to float32 (..., features_out): x @ kernel + bias."""
+
+    def __init__(self, features_in: int, features_out: int, dtype: jnp.dtype) -> None:
+        self.kernel = nnx.Param(jnp.zeros((features_in, features_out)))
+        self.bias = nnx.Param(jnp.zeros((features_out,)))
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = dot("...i,io->...o", x, self.kernel[...], self.dtype)
+        return y + jnp.broadcast_to(self.bias[...].astype(y.dtype), y.shape)
+
+
+class Embedding(nnx.Module):
+    """Integer ids (...) to float32 rows (..., features) of a table (size, features)."""
+
+    def __init__(self, size: int, features: int) -> None:
+        self.embedding = nnx.Param(jnp.zeros((size, features)))
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        return self.embedding[...][ids].astype(jnp.float32)
+
+
+class LayerNorm(nnx.Module):
+    """Normalise the last axis of x (..., features) in float32, then scale and shift (Ba et al., 2016)."""
+
+    def __init__(self, features: int, epsilon: float) -> None:
+        self.scale = nnx.Param(jnp.ones((features,)))
+        self.bias = nnx.Param(jnp.zeros((features,)))
+        self.epsilon = epsilon
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x.astype(jnp.float32)
+        centred = x - x.mean(-1, keepdims=True)
+        variance = (centred * centred).mean(-1, keepdims=True)
+        normal = centred * jax.lax.rsqrt(variance + self.epsilon)
+        scale, bias = (jnp.broadcast_to(p[...].astype(jnp.float32), x.shape) for p in (self.scale, self.bias))
+        return normal * scale + bias
+
+
+def attention_bias(attention_mask: jax.Array) -> jax.Array:
+    """Mask (batch, keys), 1 for tokens and 0 for padding, to an additive float32 (batch, 1, 1, keys).
+
+    Padding gets the lowest finite number, not minus infinity: a row that is all padding then stays finite.
+    """
+    return jnp.where(attention_mask[:, None, None, :] > 0, 0.0, jnp.finfo(jnp.float32).min).astype(jnp.float32)
+
+
+def attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    bias: jax.Array,
+    *,
+    dropout_rate: float,
+    seeds: jax.Array | None,
+    dtype: jnp.dtype,
+) -> jax.Array:
+    """Scaled dot-product attention (Vaswani et al., 2017); the softmax is in float32.
+
+    query (batch, queries, heads, head_size), key and value (batch, keys, heads, head_size), bias broadcast to
+    (batch, heads, queries, keys); float32 (batch, queries, heads, head_size) comes back.
+    """
+    scores = dot("bqhd,bkhd->bhqk", query, key, dtype) * query.shape[-1] ** -0.5
+    weights = jax.nn.softmax(scores + jnp.broadcast_to(bias, scores.shape), axis=-1)
+    return dot("bhqk,bkhd->bqhd", dropout(weights, dropout_rate, seeds), value, dtype)

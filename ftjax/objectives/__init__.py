@@ -1,0 +1,64 @@
+"""What training minimises: terms, each a pure function returning (sum, weight), joined by coefficients.
+
+    L(θ) = Σ_terms coefficient · sum / weight        e.g.  L + λ · L_self
+
+A term never divides: sums and weights add up over microbatches and devices, and `ftjax.step` divides once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from ftjax.models import Params
+from ftjax.random import example_seeds, fold_in
+
+Batch = dict[str, jax.Array]
+"""input_ids, attention_mask, token_type_ids: int32 (batch, length); labels: int32 (batch,), -100 where there is none;
+example_ids: int32 (batch,), which example of the data set a row is (-1: a row that only fills the batch)."""
+
+Average = tuple[jax.Array, jax.Array]
+"""(sum, weight), float32 scalars; the average is sum / weight once everything has been added up."""
+
+Loss = Callable[[Params, Batch, jax.Array | None], tuple[Average, dict[str, Average]]]
+"""(params, batch, seeds) -> ((sum, weight), metrics). seeds: uint32 (batch,), or None for a deterministic model."""
+
+NO_LABEL = -100
+"""The label of a row or position that has none, as everywhere in the field."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+    """One summand of the objective: its name in logs, its coefficient and its loss."""
+
+    name: str
+    coefficient: float
+    loss: Loss
+
+
+Objective = tuple[Term, ...]
+
+
+def measure(
+    objective: Objective, params: Params, batch: Batch, key: jax.Array | None
+) -> tuple[dict[str, Average], dict[str, Average]]:
+    """Every term's (sum, weight) and all metrics on a batch. With a key the model is in training mode, else not.
+
+    Each term gets seeds of its own, so that two forward passes over an example do not share dropout masks.
+    """
+    seeds = None if key is None else example_seeds(key, batch["example_ids"])
+    losses: dict[str, Average] = {}
+    metrics: dict[str, Average] = {}
+    for number, term in enumerate(objective):
+        losses[term.name], more = term.loss(params, batch, None if seeds is None else fold_in(seeds, number))
+        metrics |= more
+    return losses, metrics
+
+
+def average(pair: Average) -> jax.Array:
+    """sum / weight, and 0 where nothing carried weight."""
+    total, weight = pair
+    return jnp.where(weight > 0, total / jnp.where(weight > 0, weight, 1.0), 0.0)

@@ -1,0 +1,43 @@
+"""L(y, f(x; θ)): cross-entropy over class names."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from ftjax.models import Model, Params
+from ftjax.objectives import Average, Batch
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """-log softmax(logits)[label] and its weight, both float32 (...): 1 where label >= 0, else 0.
+
+    logits float (..., classes), labels int (...); rows without a label (negative) give 0 with weight 0.
+    """
+    weight = (labels >= 0).astype(jnp.float32)
+    chosen = jnp.take_along_axis(logits, jnp.maximum(labels, 0)[..., None], axis=-1)[..., 0]
+    return weight * (jax.nn.logsumexp(logits, axis=-1) - chosen), weight
+
+
+def class_logits(model: Model, params: Params, batch: Batch, seeds: jax.Array | None) -> jax.Array:
+    """float32 (batch, classes); with seeds the model is in training mode."""
+    module, train = model.bind(params), seeds is not None
+    hidden = module.hidden_states(
+        batch["input_ids"], batch["attention_mask"], batch["token_type_ids"], train=train, seeds=seeds
+    )
+    return module.classify(hidden[-1], train=train, seeds=seeds)
+
+
+@dataclasses.dataclass(frozen=True)
+class Classification:
+    """Cross-entropy of the classification head on `batch["labels"]`; also the metric `accuracy`."""
+
+    model: Model
+
+    def __call__(self, params: Params, batch: Batch, seeds: jax.Array | None) -> tuple[Average, dict[str, Average]]:
+        logits = class_logits(self.model, params, batch, seeds)
+        losses, weights = cross_entropy(logits, batch["labels"])
+        right = weights * (logits.argmax(-1) == batch["labels"])
+        return (losses.sum(), weights.sum()), {"accuracy": (right.sum(), weights.sum())}

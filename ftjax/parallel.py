@@ -1,0 +1,90 @@
+"""One pure step on one device or many: meshes, shardings and compilation."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from ftjax.errors import InputError
+
+DATA = "data"
+"""The mesh axis over which a batch is split."""
+
+
+def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of one axis, `data`, over the devices given or all there are."""
+    devices = jax.devices() if devices is None else devices
+    return Mesh(np.asarray(devices), (DATA,), axis_types=(AxisType.Auto,))
+
+
+def check_batch_size(batch_size: int, microbatches: int, mesh: Mesh) -> None:
+    """InputError unless every device gets the same number of rows of every microbatch."""
+    unit = mesh.shape[DATA] * microbatches
+    if batch_size % unit:
+        raise InputError(
+            f"--batch-size {batch_size} cannot be split over {mesh.shape[DATA]} devices x {microbatches} microbatches; "
+            f"take a multiple of {unit}."
+        )
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """The tree with every array whole on every device of the mesh."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def shard_batch(batch: Any, mesh: Mesh) -> Any:
+    """The batch with its rows spread over the mesh's data axis."""
+    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(DATA)))
+
+
+class Compiled:
+    """A step compiled once for every shape of batch it meets, with the time that took.
+
+    step: (state, batch) -> anything. donate: whether the state's buffers are reused for the result.
+    """
+
+    def __init__(self, step: Callable[[Any, Any], Any], mesh: Mesh, *, donate: bool) -> None:
+        self.mesh = mesh
+        self.seconds = 0.0
+        self.programs: dict[tuple[int, ...], Any] = {}
+        self._jitted = jax.jit(step, donate_argnums=0 if donate else ())
+
+    def __call__(self, state: Any, batch: dict[str, np.ndarray]) -> Any:
+        """Run the program for this batch's shape; the batch is put on the devices first."""
+        sharded = shard_batch(batch, self.mesh)
+        shape = batch["input_ids"].shape
+        if shape not in self.programs:
+            start = time.perf_counter()
+            self.programs[shape] = self._jitted.lower(state, sharded).compile()
+            self.seconds += time.perf_counter() - start
+        return self.programs[shape](state, sharded)
+
+
+def pmap_step(step: Callable[..., Any], devices: Sequence[jax.Device] | None = None) -> Callable[[Any, Any], Any]:
+    """`train_step` compiled with `jax.pmap` instead of jit: (replicated state, batch) -> (replicated state, metrics).
+
+    The state needs a leading device axis (`jax.device_put_replicated` is gone: stack it with `stack_state`); the
+    batch is (batch, ...) and is split here. Numbers equal the jitted step's. jit is the main way; JAX keeps pmap in
+    maintenance mode.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    mapped = jax.pmap(functools.partial(step, axis_name=DATA), axis_name=DATA, devices=devices, donate_argnums=0)
+
+    def run(state: Any, batch: Any) -> Any:
+        split = jax.tree.map(lambda x: x.reshape(len(devices), -1, *x.shape[1:]), batch)
+        state, metrics = mapped(state, split)
+        return state, jax.tree.map(lambda x: x[0], metrics)
+
+    return run
+
+
+def stack_state(state: Any, devices: Sequence[jax.Device] | None = None) -> Any:
+    """The state with every array repeated along a new leading axis, one copy a device, as `pmap_step` takes it."""
+    number = len(jax.devices() if devices is None else devices)
+    return jax.tree.map(lambda x: jax.numpy.stack([x] * number), state)

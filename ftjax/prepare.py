@@ -1,0 +1,197 @@
+"""Config -> everything a run needs, in the order of the data's way; all that can be wrong is found here."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from ftjax.config import TrainConfig
+from ftjax.data.batches import choose_buckets
+from ftjax.data.files import Rows, read_dataset, read_file
+from ftjax.data.tokenize import Examples, encode, join, label_names, load_tokenizer
+from ftjax.errors import InputError
+from ftjax.objectives import Objective, Term
+from ftjax.objectives.classification import Classification
+from ftjax.objectives.masked_lm import MaskedLM
+from ftjax.optimizer import adamw, learning_rate_schedule
+from ftjax.parallel import check_batch_size, data_mesh, replicate
+from ftjax.partition import Labels, count, label, split
+from ftjax.pretrained.hub import model_directory
+from ftjax.pretrained.load import Pretrained, load_pretrained, read_config, saved_labels
+from ftjax.step import TrainState, create_state
+
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The tokenised rows of a run; `labels` are the class names, () where no row has a label."""
+
+    train: Examples
+    eval: Examples | None
+    test: Examples | None
+    test_rows: Rows | None
+    labels: tuple[str, ...]
+    buckets: tuple[int, ...]
+    pad_token_id: int
+    mask_token_id: int | None
+    special_ids: tuple[int, ...]
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Updates an epoch; the last may have fewer rows."""
+        return -(-len(self.train) // batch_size)
+
+
+def read_rows(config: TrainConfig) -> tuple[list[Rows], Rows | None, Rows | None]:
+    """(training rows: labelled file, then unlabelled; evaluation rows; test rows)."""
+    columns = {
+        "text_column": config.text_column,
+        "text_pair_column": config.text_pair_column,
+        "label_column": config.label_column,
+    }
+    must = config.method != "self-supervised"
+    train: list[Rows] = []
+    if config.train_file:
+        train.append(read_file(config.train_file, **columns, require_labels=must))
+    if config.dataset:
+        train.append(
+            read_dataset(config.dataset, config=config.dataset_config, split=config.train_split, **columns, require_labels=must)
+        )
+    if config.unlabeled_file:
+        rows = read_file(config.unlabeled_file, **columns)
+        train.append(dataclasses.replace(rows, labels=None, label_names=None))
+    held_out: list[Rows | None] = []
+    for file, name in ((config.eval_file, config.eval_split), (config.test_file, config.test_split)):
+        if file:
+            held_out.append(read_file(file, **columns))
+        elif name and config.dataset:
+            held_out.append(read_dataset(config.dataset, config=config.dataset_config, split=name, **columns))
+        else:
+            held_out.append(None)
+    return train, held_out[0], held_out[1]
+
+
+def prepare_data(config: TrainConfig, say: Say) -> Data:
+    """Read and tokenise; InputError for rows that training cannot use."""
+    directory = model_directory(config.model)
+    model_config, raw_config, _ = read_config(directory)
+    if config.max_length > model_config.max_position_embeddings:
+        raise InputError(
+            f"--max-length {config.max_length} is longer than the model's {model_config.max_position_embeddings} positions."
+        )
+    train_rows, eval_rows, test_rows = read_rows(config)
+    labels = label_names(train_rows)
+    declared = saved_labels(raw_config)
+    if labels and set(labels) <= set(declared):
+        labels = declared  # the classifier's own order, so that its head is kept
+    if len(labels) == 1:
+        raise InputError(f"{train_rows[0].source}: every row has the label {labels[0]!r}; training needs at least two classes.")
+    for rows in (eval_rows, test_rows):
+        if rows is not None and labels and not any(rows.labels or ()):
+            raise InputError(f"{rows.source}: no row has a label to score; its label column is {config.label_column!r}.")
+
+    tokenizer = load_tokenizer(directory)
+    encoded = [encode(rows, tokenizer, labels, config.max_length) for rows in train_rows]
+    train = encoded[0] if len(encoded) == 1 else join(*encoded)
+    held_out = [rows and encode(rows, tokenizer, labels, config.max_length) for rows in (eval_rows, test_rows)]
+    for rows, examples in zip([*train_rows, eval_rows, test_rows], [*encoded, *held_out], strict=True):
+        if rows is None or examples is None:
+            continue
+        unlabeled = int((examples.labels < 0).sum())
+        notes = [f"{unlabeled:,} without a label"] if labels and unlabeled else []
+        notes += [f"{examples.empty:,} with an empty text"] if examples.empty else []
+        notes += [f"{examples.truncated:,} cut to {config.max_length} tokens"] if examples.truncated else []
+        say(f"{rows.source}: {len(examples):,} rows" + (f" ({', '.join(notes)})" if notes else ""))
+    lengths = [e.lengths for e in (train, *held_out) if e is not None]
+    return Data(
+        train=train,
+        eval=held_out[0],
+        test=held_out[1],
+        test_rows=test_rows,
+        labels=labels,
+        buckets=choose_buckets(np.concatenate(lengths), most=config.buckets),
+        pad_token_id=tokenizer.pad_token_id or 0,
+        mask_token_id=tokenizer.mask_token_id,
+        special_ids=tuple(sorted(tokenizer.all_special_ids)),
+    )
+
+
+def prepare_model(config: TrainConfig, data: Data) -> Pretrained:
+    """The model with the heads the run needs."""
+    if config.weight and data.mask_token_id is None:
+        raise InputError(f"{config.model}: its tokenizer has no mask token, which masked language modelling needs.")
+    if not data.labels and not config.weight:
+        raise InputError("No row has a label and --self-supervised-weight is 0: there is nothing to learn from.")
+    pretrained = load_pretrained(
+        config.model,
+        labels=data.labels,
+        classifier=config.classifier,
+        masked_lm=config.weight > 0,
+        precision=config.precision,
+        dropout=config.dropout,
+        seed=config.seed,
+    )
+    return pretrained
+
+
+def objective(config: TrainConfig, data: Data, pretrained: Pretrained) -> Objective:
+    """L, λ·L_self or both: the labelled term is absent where no row has a label, L_self where λ is 0."""
+    terms: list[Term] = []
+    if data.labels:
+        terms.append(Term("classification", 1.0, Classification(pretrained.model)))
+    if config.weight and data.mask_token_id is not None:
+        masked = MaskedLM(pretrained.model, data.mask_token_id, data.special_ids, config.mask_probability)
+        terms.append(Term("masked_lm", config.weight, masked))
+    return tuple(terms)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run that is ready to start: nothing has been compiled or written yet."""
+
+    config: TrainConfig
+    data: Data
+    pretrained: Pretrained
+    labels: Labels
+    state: TrainState
+    steps: int
+
+
+def prepare(config: TrainConfig, say: Say) -> Run:
+    """Check, read, load, choose what trains and build the first state. Raises InputError for every user's mistake."""
+    config.check()
+    mesh = data_mesh()
+    check_batch_size(config.batch_size, config.gradient_accumulation, mesh)
+    data = prepare_data(config, say)
+    pretrained = prepare_model(config, data)
+    shapes = pretrained.model.shapes
+    labels = label(shapes, config.spec, layers=pretrained.model.config.num_hidden_layers, always=pretrained.new)
+    if pretrained.new:
+        say(f"Not in the checkpoint, initialised and trained: {', '.join(pretrained.new)}")
+    trainable, frozen = split(shapes, labels)
+    steps = config.epochs * data.steps_per_epoch(config.batch_size)
+    schedule = learning_rate_schedule(
+        config.learning_rate, steps=steps, warmup_steps=config.warmup_steps, schedule=config.schedule
+    )
+    optimizer = adamw(
+        trainable,
+        schedule,
+        weight_decay=config.weight_decay,
+        max_gradient_norm=config.max_gradient_norm or None,
+    )
+    state = create_state(
+        pretrained.params,
+        labels,
+        objective(config, data, pretrained),
+        optimizer,
+        seed=config.seed,
+        microbatches=config.gradient_accumulation,
+    )
+    trained, kept = count(trainable), count(frozen)
+    say(
+        f"Training {trained:,} parameters, {kept:,} frozen ({config.spec}); the state takes {4 * (3 * trained + kept) / 1e9:.2f} GB: "
+        f"{4 * (trained + kept) / 1e9:.2f} parameters, {8 * trained / 1e9:.2f} AdamW moments; gradients {4 * trained / 1e9:.2f} more."
+    )
+    return Run(config, data, pretrained, labels, replicate(state, mesh), steps)

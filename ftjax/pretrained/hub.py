@@ -1,0 +1,42 @@
+"""A model's name -> a local directory: as given, or downloaded from the Hugging Face hub and cached by its library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ftjax.errors import InputError
+
+FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab*", "special_tokens_map.json"]
+"""What is downloaded: configuration, safetensors weights and tokenizer files; no pickles, no code."""
+
+
+def model_directory(name_or_directory: str | Path) -> Path:
+    """An existing directory as it is, else a hub id (`name` or `owner/name`, `@revision` after it) downloaded.
+
+    Raises InputError where it is neither, or the hub cannot be reached.
+    """
+    path = Path(name_or_directory).expanduser()
+    if path.is_dir():
+        return path
+    text = str(name_or_directory)
+    if path.exists():
+        raise InputError(f"{text}: a file, not a model directory; give the directory that holds config.json.")
+    if text.startswith((".", "/", "~")) or text.count("/") > 1:
+        raise InputError(f"{text}: no such model directory.")
+
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    name, _, revision = text.partition("@")
+    try:
+        directory = Path(huggingface_hub.snapshot_download(name, revision=revision or None, allow_patterns=FILES))
+    except HFValidationError:
+        raise InputError(f"{text}: neither a directory nor a Hugging Face model id such as bert-base-uncased.") from None
+    except RepositoryNotFoundError:
+        raise InputError(f"{text}: no such directory, and no such model on the hub (or it is private: log in).") from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"{text}: no such directory, and it could not be downloaded from the hub ({reason}).") from None
+    if not (directory / "config.json").is_file():
+        raise InputError(f"{text}: the hub's repository has no config.json; it is not a model for transformers.")
+    return directory

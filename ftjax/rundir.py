@@ -1,0 +1,119 @@
+"""A run's directory: config.json, metrics.jsonl, result.json, predictions.jsonl and who may write there."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ftjax.config import TrainConfig, flag
+from ftjax.errors import InputError
+
+FREE = ("output", "resume", "json", "log_every", "save_every")
+"""Settings that may differ between a run and its resumption: they do not change the result."""
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write atomically; numbers that are not finite become null, as JSON has none."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def finite(value: Any) -> Any:
+    """The value with every float that is not finite replaced by None."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def check(config: TrainConfig) -> bool:
+    """Whether there is a run to resume in --output. Writes nothing.
+
+    Raises InputError where the directory holds something else, another run, or one that --resume was not given for.
+    """
+    directory = config.output
+    if not directory.exists():
+        return False
+    if not directory.is_dir():
+        raise InputError(f"--output {directory}: a file, not a directory.")
+    if not any(directory.iterdir()):
+        return False
+    if not (directory / "config.json").is_file():
+        raise InputError(f"--output {directory}: not empty and not a run of ftjax; choose another directory.")
+    if not config.resume:
+        raise InputError(
+            f"--output {directory}: holds a run already; go on with it with --resume, or choose another directory."
+        )
+    try:
+        saved = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (ValueError, OSError):
+        raise InputError(f"--output {directory}: its config.json is not a run's; choose another directory.") from None
+    wanted = json.loads(json.dumps(config.to_dict()))
+    if differing := [name for name in wanted if name not in FREE and saved.get(name) != wanted[name]]:
+        name = differing[0]
+        raise InputError(
+            f"--output {directory}: holds another run: its {flag(name)} is {saved.get(name)!r}, not {wanted[name]!r}"
+            + (f" (and {len(differing) - 1} more settings differ)" if differing[1:] else "")
+            + "; choose another directory."
+        )
+    return True
+
+
+def write_predictions(
+    path: Path, texts: Sequence[str], numbers: np.ndarray, probabilities: np.ndarray, labels: Sequence[str]
+) -> None:
+    """predictions.jsonl: {"text", "label", "prediction", "scores"} a line; label is null where a row has none."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        for text, number, scores in zip(texts, numbers, probabilities, strict=True):
+            line = {
+                "text": text,
+                "label": labels[number] if number >= 0 else None,
+                "prediction": labels[int(scores.argmax())],
+                "scores": dict(zip(labels, map(float, scores), strict=True)),
+            }
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    os.replace(partial, path)
+
+
+class MetricsLog:
+    """metrics.jsonl and the same numbers as TensorBoard events. Opening drops what lies after `step`."""
+
+    def __init__(self, directory: Path, step: int) -> None:
+        from tensorboardX import SummaryWriter
+
+        self.path = directory / "metrics.jsonl"
+        kept: list[str] = []
+        if self.path.exists():
+            kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
+        partial = directory / ".metrics.jsonl.partial"
+        partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        os.replace(partial, self.path)
+        self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
+
+    def write(self, kind: str, step: int, values: dict[str, float]) -> None:
+        """One line, on disk at once."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(finite({"kind": kind, "step": step, **values}), allow_nan=False) + "\n")
+        for name, value in values.items():
+            if math.isfinite(value):
+                self._events.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        """Flush the events."""
+        self._events.close()
+
+
+def _step(line: str) -> float:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):  # a line cut short by a kill
+        return math.inf

@@ -1,0 +1,139 @@
+"""The training step: one pure function for all three methods.
+
+What differs between them is data of the state: which parameters are trainable, and the terms of the objective.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ftjax.models import Params
+from ftjax.objectives import Average, Batch, Objective, average, measure
+from ftjax.partition import Labels, split
+
+Metrics = dict[str, Average]
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["step", "key", "trainable", "frozen", "optimizer_state"],
+    meta_fields=["objective", "optimizer", "microbatches"],
+)
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything a step reads and writes, as one pytree; the last three fields are static.
+
+    step: int32 scalar, how many updates have been made. key: the run's typed PRNG key; never changes, steps fold in.
+    trainable, frozen: disjoint dictionaries, dotted name -> float32 array. optimizer_state: of the trainable ones only.
+    objective, optimizer: what is minimised and how. microbatches: into how many parts a batch is cut (gradient
+    accumulation); the result is that of the whole batch.
+    """
+
+    step: jax.Array
+    key: jax.Array
+    trainable: Params
+    frozen: Params
+    optimizer_state: optax.OptState
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    microbatches: int = 1
+
+    @property
+    def params(self) -> Params:
+        """All parameters, trainable and frozen."""
+        return {**self.frozen, **self.trainable}
+
+
+def create_state(
+    params: Params,
+    labels: Labels,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    *,
+    seed: int = 0,
+    microbatches: int = 1,
+) -> TrainState:
+    """The state before the first step. The arrays are copied: steps may donate the state and `params` stay valid."""
+    trainable, frozen = split({name: jnp.array(value, copy=True) for name, value in params.items()}, labels)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        key=jax.random.key(seed),
+        trainable=trainable,
+        frozen=frozen,
+        optimizer_state=optimizer.init(trainable),
+        objective=objective,
+        optimizer=optimizer,
+        microbatches=microbatches,
+    )
+
+
+def train_step(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
+    """One update. Pure: compile it with `jax.jit(train_step, donate_argnums=0)`, or see `ftjax.parallel`.
+
+    batch: see `ftjax.objectives.Batch`; its size must be a multiple of `state.microbatches`.
+    axis_name: the pmap axis to sum over; under jit leave it None, sums there are global already.
+    metrics: each a (sum, weight) of float32 scalars: `loss`, every term as NAME_loss, the terms' own metrics,
+        `gradient_norm` (before clipping).
+
+    Gradients are exact for any split of the batch. With terms t, microbatches m and W_t = Σ_m weight_tm,
+        ∇ Σ_t coefficient_t · Σ_m sum_tm / W_t = Σ_m ∇ Σ_t (coefficient_t / W_t) · sum_tm,
+    so the weights are summed first (they depend on the batch alone, and XLA drops what they do not need), then each
+    microbatch's gradient is added up already divided.
+    """
+    key = jax.random.fold_in(state.key, state.step)
+    parts = microbatches(batch, state.microbatches)
+
+    def everywhere(tree: Any) -> Any:
+        return tree if axis_name is None else jax.lax.psum(tree, axis_name)
+
+    def term_weights(part: Batch) -> dict[str, jax.Array]:
+        losses, _ = measure(state.objective, state.params, part, key)
+        return {name: weight for name, (_, weight) in losses.items()}
+
+    weights = everywhere(jax.tree.map(lambda w: w.sum(0), jax.lax.map(term_weights, parts)))
+
+    def loss(trainable: Params, part: Batch) -> tuple[jax.Array, Metrics]:
+        losses, metrics = measure(state.objective, {**state.frozen, **trainable}, part, key)
+        total = sum(t.coefficient * average((losses[t.name][0], weights[t.name])) for t in state.objective)
+        return jnp.asarray(total), metrics | {f"{name}_loss": pair for name, pair in losses.items()}
+
+    def measured(part: Batch) -> tuple[jax.Array, Metrics, Params]:
+        (total, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(state.trainable, part)
+        return total, metrics, gradients
+
+    first = jax.tree.map(lambda x: x[0], parts)
+    if state.microbatches == 1:
+        sums = measured(first)
+    else:
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(measured, first))
+        sums, _ = jax.lax.scan(lambda sums, part: (jax.tree.map(jnp.add, sums, measured(part)), None), zeros, parts)
+    total, metrics, gradients = everywhere(sums)
+    updates, optimizer_state = state.optimizer.update(gradients, state.optimizer_state, state.trainable)
+    metrics |= {"loss": (total, jnp.ones(())), "gradient_norm": (optax.global_norm(gradients), jnp.ones(()))}
+    new = dataclasses.replace(
+        state,
+        step=state.step + 1,
+        trainable=optax.apply_updates(state.trainable, updates),
+        optimizer_state=optimizer_state,
+    )
+    return new, metrics
+
+
+def microbatches(batch: Batch, number: int) -> Batch:
+    """(batch, ...) arrays to (number, batch / number, ...): part i has rows i, i + number, ...
+
+    Strided, so that a batch sharded over devices is cut within each device and no row moves.
+    """
+    return jax.tree.map(lambda x: x.reshape(-1, number, *x.shape[1:]).swapaxes(0, 1), batch)
+
+
+def eval_step(state: TrainState, batch: Batch) -> Metrics:
+    """The objective's losses and metrics on a batch, dropout off: `loss`, NAME_loss and the terms' own metrics."""
+    losses, metrics = measure(state.objective, state.params, batch, None)
+    return metrics | {f"{name}_loss": pair for name, pair in losses.items()}
