@@ -172,7 +172,8 @@ def predict(command: Predict) -> None:
     if command.file is not None:
         from ftjax.data.files import read_file
 
-        rows = read_file(command.file, text_column=command.text_column, text_pair_column=command.text_pair_column)
+        columns = {"text_column": command.text_column, "text_pair_column": command.text_pair_column}
+        rows = read_file(command.file, **columns, label_column=None)
         texts, pairs = rows.texts, rows.pairs
     lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in classifier(command).predict(texts, pairs))
     if command.output is None:

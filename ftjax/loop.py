@@ -203,7 +203,8 @@ class Session:
             good = self.checkpoints.latest_step()
             kept = f"the checkpoint of step {good} is kept" if good is not None else "no checkpoint had been made yet"
             raise InputError(
-                f"Step {self.step}: the loss is {self.loss}; {kept}. Lower --learning-rate, add --warmup-steps or look at the data."
+                f"Step {self.step}: the loss is {self.loss}; {kept}. "
+                "Lower --learning-rate, add --warmup-steps or look at the data."
             )
         self.progress.add(values)
         if self.step % self.config.log_every == 0:

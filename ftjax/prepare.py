@@ -60,8 +60,7 @@ def read_rows(config: TrainConfig) -> tuple[list[Rows], Rows | None, Rows | None
             read_dataset(config.dataset, config=config.dataset_config, split=config.train_split, **columns, require_labels=must)
         )
     if config.unlabeled_file:
-        rows = read_file(config.unlabeled_file, **columns)
-        train.append(dataclasses.replace(rows, labels=None, label_names=None))
+        train.append(read_file(config.unlabeled_file, **columns | {"label_column": None}))
     held_out: list[Rows | None] = []
     for file, name in ((config.eval_file, config.eval_split), (config.test_file, config.test_split)):
         if file:
@@ -191,7 +190,12 @@ def prepare(config: TrainConfig, say: Say) -> Run:
     )
     trained, kept = count(trainable), count(frozen)
     say(
-        f"Training {trained:,} parameters, {kept:,} frozen ({config.spec}); the state takes {4 * (3 * trained + kept) / 1e9:.2f} GB: "
-        f"{4 * (trained + kept) / 1e9:.2f} parameters, {8 * trained / 1e9:.2f} AdamW moments; gradients {4 * trained / 1e9:.2f} more."
+        f"Training {trained:,} parameters, {kept:,} frozen ({config.spec}). The state takes {gigabytes(3 * trained + kept)}: "
+        f"{gigabytes(trained + kept)} parameters, {gigabytes(2 * trained)} AdamW moments; gradients {gigabytes(trained)} more."
     )
     return Run(config, data, pretrained, labels, replicate(state, mesh), steps)
+
+
+def gigabytes(numbers: int) -> str:
+    """The memory of that many float32 numbers."""
+    return f"{4 * numbers / 1e9:.2f} GB"

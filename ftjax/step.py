@@ -115,7 +115,7 @@ def train_step(state: TrainState, batch: Batch, *, axis_name: str | None = None)
         sums, _ = jax.lax.scan(lambda sums, part: (jax.tree.map(jnp.add, sums, measured(part)), None), zeros, parts)
     total, metrics, gradients = everywhere(sums)
     updates, optimizer_state = state.optimizer.update(gradients, state.optimizer_state, state.trainable)
-    metrics |= {"loss": (total, jnp.ones(())), "gradient_norm": (optax.global_norm(gradients), jnp.ones(()))}
+    metrics |= {"loss": (total, jnp.ones(())), "gradient_norm": (optax.tree.norm(gradients), jnp.ones(()))}
     new = dataclasses.replace(
         state,
         step=state.step + 1,

@@ -34,8 +34,8 @@ class Model:
 
     def bind(self, params: Params) -> TextModel:
         """The module with these values in it. Cheap and traceable: use it inside jit, grad and friends."""
-        leaves = {path: nnx.Param(params[dotted(path)]) for path in self.paths}
-        return nnx.merge(self.graph, nnx.State.from_flat_path(leaves))
+        leaves = [(path, nnx.Param(params[dotted(path)])) for path in self.paths]
+        return nnx.merge(self.graph, nnx.from_flat_state(leaves))
 
 
 def dotted(path: tuple[Any, ...]) -> str:

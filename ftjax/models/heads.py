@@ -49,7 +49,7 @@ class TextModel(nnx.Module):
         classifier: Classifier = "pooled",
         pooler: bool = False,
         masked_lm: bool = False,
-        dtype: jnp.dtype = jnp.dtype("float32"),
+        dtype: jnp.dtype,
     ) -> None:
         self.encoder = BertEncoder(config, dtype)
         if pooler or (num_labels is not None and classifier == "pooled"):

@@ -39,5 +39,5 @@ class Classification:
     def __call__(self, params: Params, batch: Batch, seeds: jax.Array | None) -> tuple[Average, dict[str, Average]]:
         logits = class_logits(self.model, params, batch, seeds)
         losses, weights = cross_entropy(logits, batch["labels"])
-        right = weights * (logits.argmax(-1) == batch["labels"])
+        right = weights * (logits.argmax(-1) == batch["labels"]).astype(jnp.float32)
         return (losses.sum(), weights.sum()), {"accuracy": (right.sum(), weights.sum())}

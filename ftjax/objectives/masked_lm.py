@@ -45,8 +45,8 @@ def mask_tokens(
     scores = jnp.where(maskable, uniform(fold_in(seeds, CHOOSE_SEED), (length,)), 2.0)
     _, positions = jax.lax.top_k(-scores, most)
     number = maskable.sum(-1)
-    wanted = jnp.where(number > 0, jnp.maximum(1, jnp.round(number * probability)), 0)
-    chosen = jnp.arange(most)[None, :] < wanted[:, None]
+    wanted = jnp.where(number > 0, jnp.maximum(1.0, jnp.round(number.astype(jnp.float32) * probability)), 0.0)
+    chosen = jnp.arange(most, dtype=jnp.float32)[None, :] < wanted[:, None]
 
     original = jnp.take_along_axis(input_ids, positions, axis=1)
     u = jnp.take_along_axis(uniform(fold_in(seeds, REPLACE_SEED), (length,)), positions, axis=1)
@@ -92,5 +92,5 @@ class MaskedLM:
         )
         logits = module.vocabulary_logits(jnp.take_along_axis(hidden[-1], masked.positions[..., None], axis=1))
         losses, weights = cross_entropy(logits, masked.labels)
-        right = weights * (logits.argmax(-1) == masked.labels)
+        right = weights * (logits.argmax(-1) == masked.labels).astype(jnp.float32)
         return (losses.sum(), weights.sum()), {"masked_lm_accuracy": (right.sum(), weights.sum())}

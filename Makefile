@@ -1,0 +1,53 @@
+# make demo    fine-tune the real MiniLM on real review sentences by all three methods; a table and a report
+# make test    the test suite, without PyTorch        make test ARGS="-k partition"
+# make parity  the tests that compare with PyTorch
+# make lint    ruff                                   make format  let ruff mend what it can
+# make clean   remove the virtual environments and what demo and tests wrote
+# Every target sets up what it needs first, once.
+
+PYTHON ?= python3
+.DEFAULT_GOAL := help
+.PHONY: help demo test parity lint format clean
+PIP = -m pip --quiet --disable-pip-version-check install
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+# A stamp is written last, so an installation that was cut short is done again.
+.venv/installed: requirements/lock.txt requirements/demo.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "ftjax needs Python 3.11 or newer; name one with: make PYTHON=python3.11"; exit 2; }
+	@echo "Setting up .venv (about a minute) ..."
+	@$(PYTHON) -m venv --clear .venv
+	@.venv/bin/python $(PIP) --require-hashes -r requirements/lock.txt
+	@.venv/bin/python $(PIP) --no-deps --require-hashes -r requirements/demo.txt
+	@.venv/bin/python $(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# A second environment: the first one stays without PyTorch, so that the suite proves it needs none.
+.venv-parity/installed: requirements/lock.txt requirements/demo.txt requirements/parity.txt pyproject.toml
+	@echo "Setting up .venv-parity with PyTorch (about two minutes) ..."
+	@$(PYTHON) -m venv --clear .venv-parity
+	@.venv-parity/bin/python $(PIP) --require-hashes -r requirements/lock.txt
+	@.venv-parity/bin/python $(PIP) --no-deps --require-hashes -r requirements/demo.txt
+	@.venv-parity/bin/python $(PIP) -r requirements/parity.txt
+	@.venv-parity/bin/python $(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: .venv/installed
+	@.venv/bin/python experiments/demo.py
+
+test: .venv/installed
+	@.venv/bin/python -m pytest -n 2 -m "not parity" $(ARGS)
+
+parity: .venv-parity/installed
+	@.venv-parity/bin/python -m pytest -m parity $(ARGS)
+
+lint: .venv/installed
+	@.venv/bin/ruff check . && .venv/bin/ruff format --check .
+
+format: .venv/installed
+	@.venv/bin/ruff check --fix . ; .venv/bin/ruff format .
+
+clean:
+	rm -rf .venv .venv-parity .pytest_cache .ruff_cache .hypothesis .xla-cache runs data *.egg-info

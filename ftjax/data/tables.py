@@ -1,0 +1,207 @@
+"""Data files -> tables of columns, to the letter: nothing is guessed to be a number, a date or a missing value.
+
+So the parsers are those that do not guess and know the line they are at. In messages lines are those of the file and
+rows those of the data, without the header; both count from 1.
+"""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import dataclasses
+import gzip
+import json
+import lzma
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
+from operator import itemgetter
+from pathlib import Path
+from typing import IO, Any
+
+from ftjax.errors import InputError, did_you_mean
+
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+JSON = (".jsonl", ".ndjson", ".json")
+SUFFIXES = (*SEPARATORS, *JSON, ".txt", ".parquet")
+OPENERS: dict[str, Callable[..., IO[Any]]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Columns before they are chosen: names, the cells of one, how many rows, and the classes that columns declare."""
+
+    names: list[str]
+    cells: Callable[[str], Iterable[Any]]
+    rows: int
+    class_names: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+
+
+def load_tables(paths: Sequence[Path]) -> Table:
+    """Files with the same columns as one table."""
+    tables = [load_table(path) for path in paths]
+    for path, table in zip(paths, tables, strict=True):
+        if set(table.names) != set(tables[0].names):
+            here, first = listed(table.names), listed(tables[0].names)
+            raise InputError(f"{shown(path)}: its columns are {here}, but those of {shown(paths[0])} are {first}.")
+    cells = [table.cells for table in tables]
+    rows = sum(table.rows for table in tables)
+    return Table(tables[0].names, lambda name: chain.from_iterable(c(name) for c in cells), rows, tables[0].class_names)
+
+
+def load_table(path: Path) -> Table:
+    """All columns of a file. InputError for one that is missing, of no known kind, malformed or not UTF-8."""
+    try:
+        kind = file_kind(path)
+        if path.stat().st_size == 0:
+            raise InputError(f"{shown(path)}: the file is empty.")
+        if kind == ".parquet":
+            return parquet_table(path)
+        # csv must see the line breaks inside quotes as they are; elsewhere any of \n, \r\n and \r ends a line.
+        with opened(path, "rt", encoding="utf-8-sig", newline="" if kind in SEPARATORS else None) as file:
+            if kind in SEPARATORS:
+                return csv_table(file, path, SEPARATORS[kind])
+            if kind in JSON:
+                return json_table(file.read(), path)
+            texts = [line.removesuffix("\n") for line in file]
+            return Table(["text"], {"text": texts}.__getitem__, len(texts))
+    except UnicodeDecodeError:
+        raise InputError(not_utf8(path)) from None
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:  # all but the first: a damaged compressed file
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise InputError(f"{shown(path)}: cannot be read ({reason}).") from None
+
+
+def file_kind(path: Path) -> str:
+    """The suffix that says how to read a file. InputError where there is no such file, or none of a known kind."""
+    if not path.exists():
+        near = did_you_mean(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
+        raise InputError(f"{shown(path)}: no such file.{near}")
+    if not path.is_file():
+        raise InputError(f"{shown(path)}: not a file; for a directory use --dataset.")
+    if not known(path):
+        kinds = f"known are {', '.join(SUFFIXES)}; all but .parquet also with {', '.join(OPENERS)}"
+        raise InputError(f"{shown(path)}: unknown kind of file {path.suffix or '(no suffix)'!r}; {kinds}.")
+    return suffix(path)
+
+
+def suffix(path: Path) -> str:
+    """The suffix in lower case, without that of a compression."""
+    return Path(path.stem if path.suffix.lower() in OPENERS else path.name).suffix.lower()
+
+
+def known(path: Path) -> bool:
+    """Whether the file is of a kind that we read; .parquet is compressed within."""
+    return suffix(path) in SUFFIXES and not (suffix(path) == ".parquet" != path.suffix.lower())
+
+
+def opened(path: Path, mode: str, **options: Any) -> IO[Any]:
+    """The file, unpacked if it is compressed."""
+    return OPENERS.get(path.suffix.lower(), open)(path, mode, **options)
+
+
+def not_utf8(path: Path) -> str:
+    """The message for a file that is not UTF-8: the line and the byte, found by reading it again."""
+    offset = 0
+    with opened(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                at = offset + error.start
+                return f"{shown(path)}: line {number} is not UTF-8 (byte {at}, counted from 0); save it as UTF-8."
+            offset += len(line)
+    return f"{shown(path)}: changed while it was read; try again."
+
+
+def csv_table(file: Iterable[str], path: Path, separator: str) -> Table:
+    """The columns that the header names; blank lines are skipped."""
+    csv.field_size_limit(2**31 - 1)  # the default refuses texts over 128 KB
+    reader = csv.reader(file, delimiter=separator, strict=True)
+    records: list[list[str]] = []
+    line = 1  # where the record starts: one may span several lines
+    try:
+        for record in reader:
+            if record and records and len(record) != len(records[0]):
+                raise InputError(
+                    f"{shown(path)}: line {line} has {len(record)} fields, the header has {len(records[0])}; "
+                    "put quotes around texts that hold separators or line breaks."
+                )
+            records += [record] if record else []
+            line = reader.line_num + 1
+    except csv.Error as error:
+        fix = "close every quote, and double those inside a quoted text"
+        raise InputError(f"{shown(path)}: line {line}: {one_line(error)}; {fix}.") from None
+    header, records = (records[0], records[1:]) if records else ([], [])
+    return Table(header, lambda name: map(itemgetter(header.index(name)), records), len(records))
+
+
+def json_table(content: str, path: Path) -> Table:
+    """JSON Lines, or one JSON list of objects; columns are the keys of all rows, and a row may lack some."""
+    if content.lstrip().startswith("["):
+        rows = [(f"row {number}", row) for number, row in enumerate(parsed(content, path, line=1), start=1)]
+    else:
+        lines = enumerate(content.split("\n"), start=1)
+        rows = [(f"line {number}", parsed(line, path, number)) for number, line in lines if line.strip()]
+    for where, row in rows:
+        if not isinstance(row, dict):
+            raise InputError(f'{shown(path)}: {where} is {kind_of(row)}, not an object such as {{"text": "..."}}.')
+    names = list(dict.fromkeys(name for _, row in rows for name in row))
+    return Table(names, lambda name: [row.get(name) for _, row in rows], len(rows))
+
+
+def parsed(content: str, path: Path, line: int) -> Any:
+    """A JSON value that starts at a line of the file."""
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        reason = one_line(getattr(error, "msg", error))
+        at = line + getattr(error, "lineno", 1) - 1
+        raise InputError(f"{shown(path)}: line {at} is not valid JSON ({reason}).") from None
+
+
+def parquet_table(path: Path) -> Table:
+    """The columns of a parquet file, with the class names that `datasets` stores in it."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            table = file.read()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"{shown(path)}: not a readable parquet file ({one_line(error)}).") from None
+    classes: dict[str, tuple[str, ...]] = {}
+    if b"huggingface" in (table.schema.metadata or {}):
+        from datasets import Features
+
+        classes = class_names(Features.from_arrow_schema(table.schema))
+    return Table(table.column_names, lambda name: table.column(name).to_pylist(), len(table), classes)
+
+
+def class_names(features: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """The class names of the columns that declare them."""
+    from datasets import ClassLabel
+
+    return {name: tuple(feature.names) for name, feature in features.items() if isinstance(feature, ClassLabel)}
+
+
+def kind_of(value: Any) -> str:
+    """What a value is, in the words of JSON."""
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number" if isinstance(value, int | float) else f"a {type(value).__name__}")
+
+
+def one_line(value: object) -> str:
+    """An error's own words on one line, not too long."""
+    return " ".join(str(value).split()).rstrip(".")[:300] or type(value).__name__
+
+
+def shown(name: object) -> str:
+    """A name as it is, or quoted where it holds line breaks and the like."""
+    return str(name) if str(name).isprintable() else repr(str(name))
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names for a message; those past the twentieth are counted."""
+    every = [shown(name) or "''" for name in names]
+    return ", ".join(every[:20]) + (f" and {len(every) - 20} more" if len(every) > 20 else "")

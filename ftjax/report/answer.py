@@ -1,0 +1,109 @@
+"""The report's first sentence: which method did best, and what that cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ftjax.report.formats import duration, finite, integer, memory
+from ftjax.report.runs import RunRecord, best, measure, names
+from ftjax.report.tables import SCORES, say_score
+
+
+def answer(runs: Sequence[RunRecord]) -> str:
+    """Which run had the best score and its cost next to full fine-tuning's; of a single run, its score and cost."""
+    split, score = measure(runs)
+    called, values = names(runs), [run.score(split, score) for run in runs]
+    winner, what = best(runs), f"{split} {SCORES[score]}"
+    if winner is None:
+        return "No rows with labels were given to score on." if len(runs) > 1 else f"{_title(called[0])}{_cost(runs[0])}."
+    value = say_score(score, values[winner])
+    if len(runs) == 1:
+        return f"{_title(called[0])} reached {value} {what}{_cost(runs[0])}."
+    tied = [name for name, other in zip(called, values, strict=True) if other == values[winner]]
+    if len(tied) > 1:
+        listed = f"{', '.join(tied[:-1])} and {tied[-1]}"
+        first = f"{listed[0].upper()}{listed[1:]} share the best {what}, {value}"
+    else:
+        first = f"{_title(called[winner])} had the best {what}, {value}"
+    full = next((number for number, run in enumerate(runs) if run.method == "full"), None)
+    if full is None:
+        return f"{first}{_cost(runs[winner])}."
+    if full != winner:
+        above = _above_full(score, values[winner], values[full])
+        cost = _next_to_full(runs[winner], runs[full])
+        subject = f"{_title(called[winner])} took " if len(tied) > 1 else "for "
+        said = [part for part in (above, subject + cost if cost else "") if part]
+        return f"{first}{'. ' if len(tied) > 1 and said else ': ' if said else ''}{', '.join(said)}."
+    first = f"{first}{_cost(runs[full])}."
+    second = _second(runs, full)
+    if second is None:
+        return first
+    cost = _next_to_full(runs[second], runs[full])
+    return f"{first} {_title(called[second])} came next with {say_score(score, values[second])}{cost and ', for ' + cost}."
+
+
+def caution(runs: Sequence[RunRecord]) -> str:
+    """Whether chance alone explains the gap between the best two runs; nothing where their predictions cannot tell."""
+    first = best(runs)
+    if first is None or measure(runs)[1] != "accuracy" or (second := _second(runs, first)) is None:
+        return ""
+    pairs = list(zip(runs[first].predictions, runs[second].predictions, strict=False))
+    same_rows = all((p.get("text"), p.get("label")) == (q.get("text"), q.get("label")) for p, q in pairs)
+    if not pairs or not same_rows or len(runs[first].predictions) != len(runs[second].predictions):
+        return ""
+    right = [tuple(p.get("prediction") == p["label"] for p in pair) for pair in pairs if pair[0].get("label") is not None]
+    only_first, only_second = right.count((True, False)), right.count((False, True))
+    # McNemar: only rows that one run has right and the other wrong tell them apart; by chance they split in halves.
+    chance = abs(only_first - only_second) <= 1.96 * math.sqrt(only_first + only_second)
+    return (
+        f"Of {integer(len(right))} rows, {integer(only_first)} are right only with {names(runs)[first]} and "
+        f"{integer(only_second)} only with {names(runs)[second]}: a gap that chance alone "
+        f"{'can' if chance else 'can hardly'} explain (McNemar, 95 %). Another seed shifts every score a little."
+    )
+
+
+def _second(runs: Sequence[RunRecord], first: int) -> int | None:
+    """The best run besides the first."""
+    others = [number for number in range(len(runs)) if number != first]
+    split, score = measure(runs)
+    scored = [number for number in others if runs[number].score(split, score) is not None]
+    found = best([runs[number] for number in scored])
+    return None if found is None else scored[found]
+
+
+def _title(name: str) -> str:
+    method, _, directory = name.partition(" (")
+    return f"{method[:1].upper()}{method[1:]} fine-tuning{directory and f' ({directory}'}"
+
+
+def _cost(run: RunRecord) -> str:
+    """Such as `, training 3,697,538 of 22,713,218 parameters in 2 min 30 s and 1.25 GB`."""
+    trained, frozen = (finite(run.result.get(f"{which}_parameters")) for which in ("trained", "frozen"))
+    costs = [
+        say(run.result[key])
+        for say, key in ((duration, "train_seconds"), (memory, "peak_memory_bytes"))
+        if finite(run.result.get(key)) is not None
+    ]
+    within = f" in {' and '.join(costs)}" if costs else ""
+    if trained is None:
+        return within
+    return f", training {integer(trained)}{f' of {integer(trained + frozen)}' if frozen else ''} parameters{within}"
+
+
+def _next_to_full(run: RunRecord, full: RunRecord) -> str:
+    """Such as `36 % of full's training time and 1.6 times its peak memory`."""
+    parts = []
+    for key, what in (("train_seconds", "training time"), ("peak_memory_bytes", "peak memory")):
+        mine, base = finite(run.result.get(key)), finite(full.result.get(key))
+        if mine is not None and base:
+            share = f"{100 * mine / base:.0f} % of" if mine < 1.05 * base else f"{mine / base:.1f} times"
+            owner = "its" if parts else "full's"
+            parts.append(f"{share} {owner} {what}")
+    return " and ".join(parts)
+
+
+def _above_full(score: str, value: float | None, full: float | None) -> str:
+    if value is None or full is None or value == full:
+        return ""
+    return f"{full - value:.4f} below full" if score == "loss" else f"{100 * (value - full):.1f} points above full"

@@ -1,0 +1,341 @@
+"""The report page: the answer first, then what it rests on. One file that asks nothing of any other."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ftjax.errors import InputError
+from ftjax.report.answer import answer, caution
+from ftjax.report.figures import COLOURS, Series, curve, draw, value_of
+from ftjax.report.formats import MISSING, duration, finite, integer, percent
+from ftjax.report.markup import STYLE, Html, escape, join, tag
+from ftjax.report.runs import RunRecord, best, names, read_run
+from ftjax.report.tables import comparison
+
+MOST_LABELS = 12
+"""A confusion matrix with more labels than this cannot be read; the pairs most often confused take its place."""
+MOST_MISTAKES = 10
+LONGEST_TEXT = 700
+
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<main>
+{main}
+</main>
+<footer>{footer}</footer>
+</body>
+</html>
+"""
+
+
+def html(runs: Sequence[RunRecord]) -> str:
+    """The whole page. The same runs give the same text, byte for byte. Raises InputError for no runs at all."""
+    if not runs:
+        raise InputError("No run to report on: give at least one finished run's directory.")
+    title = f"Fine-tuning {_short(runs[0].config.get('model'))}"
+    sections = (
+        ("Comparison" if len(runs) > 1 else "Result", _comparison(runs)),
+        ("Learning curves", _curves(runs)),
+        ("Confusion", _confusion(runs)),
+        ("Most confident mistakes", _mistakes(runs)),
+        ("Where time went", _time(runs)),
+        ("Settings", _settings(runs)),
+        ("All results", _results(runs)),
+        ("Reproduce", _commands(runs)),
+    )
+    top = [tag("h1", title), tag("p", _together(answer(runs)), class_="answer")]
+    top += [tag("p", line, class_="quiet") for line in (caution(runs), _setup(runs)) if line]
+    main = [*top, *(tag("section", tag("h2", heading), "\n", body) for heading, body in sections if body)]
+    versions = runs[0].config.get("versions")
+    version = versions.get("ftjax", "") if isinstance(versions, dict) else ""
+    return PAGE.format(
+        title=escape(title), style=STYLE, main="\n".join(main), footer=escape(f"Made by ftjax {version}".strip() + ".")
+    )
+
+
+def write_report(run_dirs: Iterable[str | Path], path: str | Path) -> None:
+    """Read the runs and write their page, whole or not at all. Raises InputError as `read_run` does."""
+    text, path = html([read_run(directory) for directory in run_dirs]), Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _comparison(runs: Sequence[RunRecord]) -> Html:
+    header, rows = comparison(runs, more_scores=True)
+    winner = best(runs) if len(runs) > 1 else None
+    cells = [[join((_swatch(number) if len(runs) > 1 else "", name)), *rest] for number, (name, *rest) in enumerate(rows)]
+    return _table("Comparison of the runs", header, cells, strong=winner, class_="wide")
+
+
+def _curves(runs: Sequence[RunRecord]) -> Html:
+    lines = [line for run in runs for line in run.metrics]
+    x = "epoch" if all("epoch" in line for line in lines) else "step"
+    panels = (
+        ("loss", "Training loss (nats)", "train", ("classification_loss", "loss"), 1.0),
+        ("accuracy", "Evaluation accuracy (%)", "eval", ("accuracy",), 100.0),
+        ("masked", "Masked-language-model loss (nats)", "train", ("masked_lm_loss",), 1.0),
+    )
+    figures = []
+    for prefix, title, kind, keys, scale in panels:
+        series = [
+            Series(name, number, *points)
+            for number, (name, run) in enumerate(zip(names(runs), runs, strict=True))
+            if (points := curve(run, kind, keys, x, scale))[0]
+        ]
+        if not series:
+            continue
+        label = f"{title} by {x}. " + " ".join(
+            f"{s.name}: from {s.y[0]:.3g} to {s.y[-1]:.3g} at {x} {s.x[-1]:.3g}." for s in series
+        )
+        picture = draw(series, prefix=prefix, title=title, x_label=x, points=kind == "eval", label=escape(label))
+        figures.append(tag("figure", Html(picture), tag("figcaption", _caption(runs, prefix, kind, keys))))
+    return tag("div", *figures, class_="figures") if figures else Html()
+
+
+def _caption(runs: Sequence[RunRecord], panel: str, kind: str, keys: Sequence[str]) -> str:
+    """What a panel shows, and how much of it could not be drawn."""
+    lines = [line for run in runs for line in run.metrics if line.get("kind") == kind]
+    said = {
+        "loss": "Smoothed; the logged values are faint.",
+        "accuracy": "Every evaluation during training.",
+        "masked": "The self-supervised part of the loss, before its weight; smoothed, the logged values faint.",
+    }[panel]
+    if panel == "loss" and any("masked_lm_loss" in line for line in lines):
+        said += " For self-supervised, only the part from labels."
+    absent = sum(any(key in line for key in keys) and value_of(line, keys) is None for line in lines)
+    return said + (f" Left out, as not finite: {absent}." if absent else "")
+
+
+def _confusion(runs: Sequence[RunRecord]) -> Html:
+    figures = []
+    for name, run in zip(names(runs), runs, strict=True):
+        counts = Counter((str(p["label"]), str(p["prediction"])) for p in _scored(run))
+        if not counts:
+            continue
+        labels = list(map(str, run.config.get("labels") or ()))
+        labels += sorted({label for pair in counts for label in pair} - set(labels))
+        rows = integer(counts.total())
+        if len(labels) <= MOST_LABELS:
+            body = _matrix(name, labels, counts)
+            said = f"{rows} {_split(run)} rows by label (down) and prediction (across), with shares of the label."
+        else:
+            wrong = sorted((-count, pair) for pair, count in counts.items() if pair[0] != pair[1])[:MOST_MISTAKES]
+            body = _table(
+                f"Labels most often confused, {name}",
+                ["label", "predicted as", "rows"],
+                [[*pair, integer(-count)] for count, pair in wrong],
+                text=(1,),
+            )
+            said = f"The labels most often confused, of {len(labels)} labels and {rows} {_split(run)} rows."
+        figures.append(tag("figure", body, tag("figcaption", tag("strong", name), ": ", said)))
+    return tag("div", *figures, class_="figures narrow") if figures else Html()
+
+
+def _matrix(name: str, labels: Sequence[str], counts: Counter[tuple[str, str]]) -> Html:
+    rows = []
+    for label in labels:
+        total = sum(counts[label, other] for other in labels)
+        cells = [
+            tag(
+                "td",
+                integer(count),
+                tag("small", percent(count / total) if total else ""),
+                style=f"--share: {100 * count / total if total else 0:.1f}%",
+            )
+            for count in (counts[label, other] for other in labels)
+        ]
+        rows.append(tag("tr", tag("th", label, scope="row"), *cells))
+    corner = tag("th", "label ↓ predicted →", scope="col")
+    head = tag("tr", corner, *(tag("th", label, scope="col") for label in labels))
+    return _scroll(f"Confusion matrix, {name}", tag("table", tag("thead", head), tag("tbody", *rows), class_="matrix"))
+
+
+def _mistakes(runs: Sequence[RunRecord]) -> Html:
+    """Those of the best run that has predictions: where it is surest and wrong, the label is often the one to check."""
+    order = sorted(range(len(runs)), key=lambda number: number != best(runs))
+    number = next((number for number in order if _scored(runs[number])), None)
+    if number is None:
+        return Html()
+    wrong = [p for p in _scored(runs[number]) if str(p["label"]) != str(p["prediction"])]
+    if not wrong:
+        return tag("p", "None: every prediction was right.")
+    surest = sorted(wrong, key=lambda p: -_confidence(p))[:MOST_MISTAKES]
+    rows = [[tag("span", _cut(p), dir="auto"), p["label"], p["prediction"], percent(_confidence(p) or None)] for p in surest]
+    which = "all of them" if len(surest) == len(wrong) else f"the surest {len(surest)} of {integer(len(wrong))}"
+    said = f"Mistakes of {names(runs)[number]} on the {_split(runs[number])} rows: {which}. Some may be wrong labels."
+    header = ["text", "label", "prediction", "probability"]
+    return join((tag("p", said, class_="quiet"), _table("Most confident mistakes", header, rows, text=(1, 2), wrap=True)))
+
+
+def _time(runs: Sequence[RunRecord]) -> Html:
+    spent = [
+        {key: s for key, v in seconds.items() if (s := finite(v)) is not None}
+        if isinstance(seconds := run.result.get("seconds"), dict)
+        else {}
+        for run in runs
+    ]
+    phases = list(dict.fromkeys(key for seconds in spent for key in seconds))
+    if not phases:
+        return Html()
+
+    def cell(seconds: dict[str, float], phase: str) -> Html:
+        share = seconds.get(phase, 0.0) / (sum(seconds.values()) or 1.0)
+        bar = tag("span", tag("span", style=f"--share: {100 * share:.1f}%"), class_="bar", aria_hidden="true")
+        return join((duration(seconds.get(phase)), bar, tag("small", percent(share), class_="quiet")))
+
+    rows: list[list[Any]] = [[phase.replace("_", " "), *(cell(seconds, phase) for seconds in spent)] for phase in phases]
+    rows.append(["total", *(duration(sum(seconds.values()) if seconds else None) for seconds in spent)])
+    header = ["phase", *(names(runs) if len(runs) > 1 else ["time"])]
+    return _table("Where time went", header, rows, strong=len(rows) - 1)
+
+
+def _settings(runs: Sequence[RunRecord]) -> Html:
+    """Every key of config.json but the command, which has a section of its own. What is null was not set."""
+    keys = list(dict.fromkeys(key for run in runs for key in run.config if key != "command"))
+    values = {key: [_say(run.config.get(key)) for run in runs] for key in keys}
+    shared = [[key, said[0]] for key, said in values.items() if len(set(said)) == 1 and said[0]]
+    differing = [[key, *(text or MISSING for text in said)] for key, said in values.items() if len(set(said)) > 1]
+    parts = []
+    if differing:
+        parts += [
+            tag("h3", "Different between the runs"),
+            _table("Settings that differ", ["setting", *names(runs)], differing, text=range(1, len(runs) + 1)),
+        ]
+        parts.append(tag("h3", "The same in every run") if shared else "")
+    if shared:
+        parts.append(_table("Settings", ["setting", "value"], shared, text=(1,)))
+    return join(parts)
+
+
+def _results(runs: Sequence[RunRecord]) -> Html:
+    """Every number of result.json under its own name, but the times of the section above."""
+    flat = [_flat({key: run.result[key] for key in run.result if key not in ("seconds", "method")}) for run in runs]
+    keys = list(dict.fromkeys(key for values in flat for key in values))
+    rows = [[key, *(_say(values.get(key)) or MISSING for values in flat)] for key in keys]
+    return _table("All results", ["result", *(names(runs) if len(runs) > 1 else ["value"])], rows) if rows else Html()
+
+
+def _commands(runs: Sequence[RunRecord]) -> Html:
+    commands = dict.fromkeys(str(run.config["command"]) for run in runs if run.config.get("command"))
+    return join(tag("pre", tag("code", command)) for command in commands)
+
+
+def _setup(runs: Sequence[RunRecord]) -> str:
+    """One line on what all runs have in common."""
+    parts = {
+        "train_file": "trained on {}",
+        "dataset": "data set {}",
+        "epochs": "{} epochs",
+        "batch_size": "batch size {}",
+        "precision": "{}",
+        "seed": "seed {}",
+        "device": "{}",
+    }
+    shared = {key: said.pop() for key in parts if len(said := {_say(run.config.get(key)) for run in runs}) == 1}
+    line = " · ".join(form.format(shared[key]) for key, form in parts.items() if shared.get(key))
+    return line[:1].upper() + line[1:]
+
+
+def _table(
+    label: str,
+    header: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    *,
+    text: Iterable[int] = (),
+    strong: int | None = None,
+    wrap: bool = False,
+    class_: str | None = None,
+) -> Html:
+    """A table in a container that scrolls by itself. Columns after the first hold numbers unless named in `text`.
+
+    wrap: the first column is running text, not the row's name. strong: the number of the row to stress.
+    """
+    kinds = ["text" if wrap else None, *("setting" if n in set(text) else "number" for n in range(1, len(header)))]
+    head = tag("tr", *(tag("th", cell, scope="col", class_=kind) for cell, kind in zip(header, kinds, strict=True)))
+    body = []
+    for number, (first, *rest) in enumerate(rows):
+        opening = tag("td", first, class_="text") if wrap else tag("th", first, scope="row")
+        cells = (tag("td", cell, class_=kind) for cell, kind in zip(rest, kinds[1:], strict=True))
+        body.append(tag("tr", opening, *cells, class_="best" if number == strong else None))
+    return _scroll(label, tag("table", tag("thead", head), tag("tbody", join(body)), class_=class_))
+
+
+def _scroll(label: str, content: Html) -> Html:
+    return tag("div", content, class_="scroll", role="region", aria_label=label, tabindex="0")
+
+
+def _swatch(number: int) -> Html:
+    return tag("span", class_="swatch", style=f"background: var(--series-{number % COLOURS})", aria_hidden="true")
+
+
+def _scored(run: RunRecord) -> list[dict[str, Any]]:
+    """The predictions that have a label to be right or wrong about."""
+    return [p for p in run.predictions if p.get("label") is not None and p.get("prediction") is not None]
+
+
+def _confidence(prediction: dict[str, Any]) -> float:
+    scores = prediction.get("scores")
+    return (finite(scores.get(str(prediction["prediction"]))) if isinstance(scores, dict) else None) or 0.0
+
+
+def _split(run: RunRecord) -> str:
+    return "test" if "test" in run.result else "evaluation"
+
+
+def _together(sentence: str) -> str:
+    """The sentence with no line break between a number and its unit."""
+    return re.sub(r"(?<=\d) (?=%|(?:ms|s|min|h|[kMGT]?B)\b)", "\N{NO-BREAK SPACE}", sentence)
+
+
+def _cut(prediction: dict[str, Any]) -> str:
+    text = str(prediction.get("text", ""))
+    return text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 1] + "…"
+
+
+def _flat(values: dict[str, Any], above: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{above}{key}.") if isinstance(value, dict) else {above + key: value}
+    return found
+
+
+def _say(value: Any) -> str:
+    """A JSON value in words; nothing for null."""
+    match value:
+        case None:
+            return ""
+        case bool():
+            return "yes" if value else "no"
+        case int() if abs(value) >= 10_000:
+            return integer(value)
+        case float():
+            return f"{value:.6g}" if finite(value) is not None else "not finite"
+        case list():
+            return ", ".join(map(_say, value))
+        case dict():
+            return ", ".join(f"{key} {_say(item)}" for key, item in value.items())
+        case _:
+            return str(value)
+
+
+def _short(model: Any) -> str:
+    """A hub id as it is; of a path the last part."""
+    name = str(model or "a language model")
+    return name if name.count("/") == 1 and name[0] not in "./~" else name.rstrip("/").rpartition("/")[2] or name

@@ -1,0 +1,86 @@
+"""Strictness for the whole suite, and the real model and small real data that tests share."""
+
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = ROOT / ".xla-cache"  # compiled programs are shared by the suite's processes: many tests run the real command
+
+FAST_COMPILE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # tests compile more than run
+os.environ["XLA_FLAGS"] = f"{FAST_COMPILE} --xla_force_host_platform_device_count=8"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["HF_HUB_OFFLINE"] = "1"
+sys.path.insert(0, str(ROOT / "experiments"))
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import reviews  # noqa: E402
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+from ftjax.models import build  # noqa: E402
+from ftjax.models.bert import BertConfig  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The real MiniLM directory."""
+    return reviews.model_dir()
+
+
+@pytest.fixture(scope="session")
+def review_files(tmp_path_factory):
+    """The real review sentences: split -> CSV file."""
+    return reviews.write(tmp_path_factory.mktemp("reviews"))
+
+
+def tiny_config(**changes) -> BertConfig:
+    """A BERT small enough to compile in a second."""
+    small = {
+        "vocab_size": 64,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 32,
+        "max_position_embeddings": 40,
+    }
+    return BertConfig(**{**small, **changes})
+
+
+def random_params(model, seed=0, scale=0.1):
+    """Random values for every parameter, norms and biases included, so that a mix-up shows."""
+    rng = np.random.default_rng(seed)
+    centre = {name: float(name.endswith(".scale")) for name in model.shapes}
+    return {
+        name: jnp.asarray(centre[name] + scale * rng.standard_normal(shape.shape), jnp.float32)
+        for name, shape in model.shapes.items()
+    }
+
+
+def random_batch(rows=8, length=12, vocab=64, classes=2, seed=0, unlabeled=0):
+    """A ragged batch, padded on the right, with some rows unlabelled."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(4, length + 1, rows)
+    mask = (np.arange(length) < lengths[:, None]).astype(np.int32)
+    labels = rng.integers(0, classes, rows).astype(np.int32)
+    labels[:unlabeled] = -100
+    return {
+        "input_ids": rng.integers(5, vocab, (rows, length)).astype(np.int32) * mask,
+        "attention_mask": mask,
+        "token_type_ids": (rng.integers(0, 2, (rows, length)) * mask).astype(np.int32),
+        "labels": labels,
+        "example_ids": np.arange(rows, dtype=np.int32),
+    }
+
+
+def tiny_model(**kwargs):
+    """(model, random parameters) with a classifier of two classes and a masked-LM head."""
+    config = tiny_config(**kwargs.pop("config", {}))
+    model = build(config, num_labels=2, masked_lm=True, **kwargs)
+    return model, random_params(model)
