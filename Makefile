@@ -38,7 +38,7 @@ demo: .venv/installed
 	@.venv/bin/python experiments/demo.py
 
 test: .venv/installed
-	@.venv/bin/python -m pytest -n 2 -m "not parity" $(ARGS)
+	@.venv/bin/python -m pytest -n 2 --dist loadgroup -m "not parity" $(ARGS)
 
 parity: .venv-parity/installed
 	@.venv-parity/bin/python -m pytest -m parity $(ARGS)

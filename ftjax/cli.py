@@ -201,9 +201,10 @@ def main(arguments: list[str] | None = None) -> None:
         args=sys.argv[1:] if arguments is None else arguments,
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
     )
-    warnings.filterwarnings("ignore")  # libraries' notes to developers; ours are said in the log
     try:
-        run(command)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # libraries' notes to developers; ours are said in the log
+            run(command)
     except InputError as error:
         print(f"ftjax: {error}", file=sys.stderr)
         raise SystemExit(2) from None

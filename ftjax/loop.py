@@ -97,7 +97,7 @@ def describe(run: Run) -> dict[str, Any]:
     return {
         **run.config.to_dict(),
         "labels": list(run.data.labels),
-        "buckets": list(run.data.buckets),
+        "bucket_lengths": list(run.data.buckets),
         "device": machine.device_description(),
         "versions": {"ftjax": ftjax.__version__, "python": platform.python_version()} | {p: version(p) for p in packages},
         "command": shlex.join(["ftjax", *sys.argv[1:]]),

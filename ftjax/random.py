@@ -2,7 +2,8 @@
 
 Every example gets a 32-bit seed from (key, step, example id); every random decision about it (a dropout mask, which
 tokens are masked) is a hash of that seed and a counter. So the same example sees the same masks however the batch is
-split into microbatches, spread over devices or padded, and no device ever makes bits for another one's rows.
+split into microbatches or spread over devices, and no device ever makes bits for another one's rows. (Dropout on
+attention weights, (heads, length, length), also depends on the length of the bucket, since the counter does.)
 
 The hash also is far cheaper than a cryptographic generator: a few integer operations an element, fused by XLA into
 the operation that uses them.

@@ -114,7 +114,8 @@ def train_step(state: TrainState, batch: Batch, *, axis_name: str | None = None)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(measured, first))
         sums, _ = jax.lax.scan(lambda sums, part: (jax.tree.map(jnp.add, sums, measured(part)), None), zeros, parts)
     total, metrics, gradients = everywhere(sums)
-    updates, optimizer_state = state.optimizer.update(gradients, state.optimizer_state, state.trainable)
+    with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer powers, which strict promotion refuses
+        updates, optimizer_state = state.optimizer.update(gradients, state.optimizer_state, state.trainable)
     metrics |= {"loss": (total, jnp.ones(())), "gradient_norm": (optax.tree.norm(gradients), jnp.ones(()))}
     new = dataclasses.replace(
         state,

@@ -1,6 +1,11 @@
 """Strictness for the whole suite, and the real model and small real data that tests share."""
 
+import csv
+import dataclasses
+import json
 import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -20,12 +25,14 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import reviews  # noqa: E402
+from safetensors.numpy import save_file  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 from ftjax.models import build  # noqa: E402
 from ftjax.models.bert import BertConfig  # noqa: E402
+from ftjax.pretrained.names import BERT  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -38,6 +45,51 @@ def minilm() -> Path:
 def review_files(tmp_path_factory):
     """The real review sentences: split -> CSV file."""
     return reviews.write(tmp_path_factory.mktemp("reviews"))
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory, minilm) -> Path:
+    """A directory like MiniLM's, tokenizer and all, but tiny and random: commands run on it in seconds."""
+    directory = tmp_path_factory.mktemp("tiny-bert")
+    config = tiny_config(vocab_size=30522, max_position_embeddings=64)
+    model = build(config, pooler=True)
+    tensors = {}
+    for name, value in random_params(model, scale=0.05).items():
+        theirs, transposed = BERT.theirs(name)
+        tensors[theirs] = np.ascontiguousarray(np.asarray(value).T if transposed else np.asarray(value))
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    (directory / "config.json").write_text(json.dumps({"model_type": "bert", **dataclasses.asdict(config)}))
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
+        shutil.copy(minilm / name, directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def few_reviews(tmp_path_factory, review_files) -> dict[str, Path]:
+    """60 training, 30 evaluation sentences as CSV, and 40 without labels as text."""
+    directory = tmp_path_factory.mktemp("few-reviews")
+    with review_files["train"].open(encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file)
+    rows = rows[::50]
+    found = {}
+    for name, part in (("train", rows[:60]), ("eval", rows[60:90])):
+        found[name] = directory / f"{name}.csv"
+        with found[name].open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([header, *part])
+    found["unlabeled"] = directory / "unlabeled.txt"
+    found["unlabeled"].write_text("".join(text + "\n" for text, _ in rows[90:130]), encoding="utf-8")
+    return found
+
+
+def run_command(*arguments, timeout=300, **options):
+    """The real command in a process of its own, on one device: the finished process, output as text."""
+    command = [sys.executable, "-m", "ftjax.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=command_environment(), **options)
+
+
+def command_environment() -> dict[str, str]:
+    """The suite's environment with one CPU device, as a user's machine has."""
+    return {**os.environ, "XLA_FLAGS": FAST_COMPILE, "PYTHONPATH": str(ROOT)}
 
 
 def tiny_config(**changes) -> BertConfig:

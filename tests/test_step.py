@@ -68,8 +68,9 @@ def test_padding_rows_and_columns_change_nothing():
         )
         for name, value in batch.items()
     }
-    state, metrics = step_of(plain_sgd(method="full"), batch)
-    padded, metrics_padded = step_of(plain_sgd(method="full"), wider)
+    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    state, metrics = step_of(plain_sgd(method="full", config=no_dropout), batch)
+    padded, metrics_padded = step_of(plain_sgd(method="full", config=no_dropout), wider)
     assert_same(metrics, metrics_padded)
     position = "encoder.embeddings.position.embedding"
     assert_same(state.trainable | {position: 0}, padded.trainable | {position: 0})
@@ -139,9 +140,10 @@ def test_the_loss_is_l_plus_lambda_l_self_and_terms_have_their_own_weights():
 
 
 def test_gradient_by_finite_differences():
-    state, batch = plain_sgd(), random_batch(unlabeled=2)
+    state, batch = plain_sgd(), jax.tree.map(jnp.asarray, random_batch(unlabeled=2))
     key = jax.random.fold_in(state.key, 0)
 
+    @jax.jit
     def loss(params):
         losses, _ = measure(state.objective, params, batch, key)
         return sum(term.coefficient * average(losses[term.name]) for term in state.objective)
@@ -199,7 +201,7 @@ def test_eight_devices_equal_one(spec, microbatches):
     def train(devices):
         mesh = data_mesh(devices)
         step = Compiled(train_step, mesh, donate=True)
-        state = replicate(make_state(spec, microbatches=microbatches), mesh)
+        state = replicate(make_state(spec, microbatches=microbatches, optimizer=optax.sgd(0.1)), mesh)
         history = []
         for batch in batches:
             state, metrics = step(state, batch)
@@ -208,18 +210,19 @@ def test_eight_devices_equal_one(spec, microbatches):
 
     one, eight = train(jax.devices()[:1]), train(jax.devices())
     assert_same(one[1], eight[1])
-    assert_same(one[0], eight[0], rtol=2e-4, atol=2e-6)  # Adam divides by small second moments
+    assert_same(one[0], eight[0], rtol=1e-4, atol=1e-6)  # after three steps
 
 
 def test_pmap_equals_jit():
     batches = [random_batch(rows=16, seed=seed, unlabeled=3) for seed in range(2)]
-    state, step = make_state(), jax.jit(train_step)
-    mapped_state, mapped = stack_state(make_state()), pmap_step(train_step)
+    # SGD: Adam's quotient of two small numbers would magnify differences in the order of sums
+    state, step = make_state(optimizer=optax.sgd(0.1)), jax.jit(train_step)
+    mapped_state, mapped = stack_state(make_state(optimizer=optax.sgd(0.1))), pmap_step(train_step)
     for batch in batches:
         state, metrics = step(state, batch)
         mapped_state, mapped_metrics = mapped(mapped_state, batch)
         assert_same(metrics, mapped_metrics)
-    assert_same(state.params, jax.tree.map(lambda x: x[0], mapped_state.params), rtol=2e-4, atol=2e-6)
+    assert_same(state.params, jax.tree.map(lambda x: x[0], mapped_state.params), rtol=1e-4, atol=1e-6)
 
 
 def compiled_step(spec, layers=4, **kwargs):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,7 +47,7 @@ class Examples:
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
     """The directory's fast tokenizer; InputError where there is none. Code from the directory is never run."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    logging.getLogger("transformers").setLevel(logging.ERROR)  # no "PyTorch was not found": we do not need it
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # no "PyTorch was not found": none is needed
     from transformers import AutoTokenizer
 
     if not any((directory / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json")):
