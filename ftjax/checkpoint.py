@@ -19,7 +19,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from ftjax.errors import InputError
 from ftjax.step import TrainState
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every save at info and warning level
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax narrates every save; what fails we say ourselves
 
 
 class Checkpoints:
@@ -29,13 +29,14 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, *, higher_is_better: bool, read_only: bool = False) -> None:
-        def value(metrics: dict[str, float]) -> float:
-            return metrics["value"] if higher_is_better else -metrics["value"]
+        def rank(metrics: dict[str, float]) -> tuple[float, float]:
+            """For sorting, best last; of equals the earliest is best, as in `ftjax.loop`."""
+            return metrics["value"] if higher_is_better else -metrics["value"], -metrics["step"]
 
-        keep = [policies.LatestN(n=2), policies.BestN(get_metric_fn=value, n=1, keep_checkpoints_without_metrics=False)]
+        keep = [policies.LatestN(n=2), policies.BestN(get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False)]
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(keep),
-            best_fn=value,
+            best_fn=rank,
             cleanup_tmp_directories=not read_only,
             create=not read_only,
             read_only=read_only,
@@ -52,9 +53,10 @@ class Checkpoints:
         arrays = _arrays(state)
         if jax.default_backend() == "cpu":  # the next step may donate buffers that a view for the writer still shows
             arrays = jax.tree.map(jnp.copy, arrays)
+        metrics = None if value is None else {"value": value, "step": step}
         args = ocp.args.Composite(state=ocp.args.StandardSave(arrays), progress=ocp.args.JsonSave(progress))
         try:
-            self._manager.save(step, args=args, metrics=None if value is None else {"value": value}, force=True)
+            self._manager.save(step, args=args, metrics=metrics, force=True)
         except Exception as error:
             raise _write_error(self.directory, error) from error
 

@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import tyro
@@ -192,6 +193,12 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=False))
 
 
+def without_closed_loops(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print a traceback, but not those of writes that a failed checkpoint leaves behind and its library calls back."""
+    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+        sys.__excepthook__(kind, error, trace)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run one command and exit: 0 done, 2 a mistake in the input, 75 stopped by a signal after saving."""
     command = tyro.extras.subcommand_cli_from_dict(
@@ -201,6 +208,7 @@ def main(arguments: list[str] | None = None) -> None:
         args=sys.argv[1:] if arguments is None else arguments,
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
     )
+    sys.excepthook = without_closed_loops
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # libraries' notes to developers; ours are said in the log

@@ -153,16 +153,16 @@ class Session:
             seconds["data_wait"] += last.lap()
             compiling = self.train_step.seconds
             self.state, metrics = self.train_step(self.state, batch)
+            metrics = jax.device_get(metrics)  # waits for the step
             self.step += 1
-            self.record(metrics, epoch=self.step / per_epoch)
             compiling = self.train_step.seconds - compiling
             took = last.lap() - compiling
             seconds["compile"] += compiling
             seconds["step"] += took
             self.step_seconds.append(took)
             self.progress.examples += int((batch["example_ids"] >= 0).sum())
-            rate = config.batch_size / statistics.median(self.step_seconds[-20:])
-            self.terminal.advance(f"loss {self.loss:.4f}  {rate:.1f} examples/s")
+            self.record(metrics, epoch=self.step / per_epoch)
+            self.terminal.advance(f"loss {self.loss:.4f}  {self.examples_per_second:.1f} examples/s")
             at_end = self.step == (epoch + 1) * per_epoch
             if stopped and not at_end:
                 self.save()
@@ -196,7 +196,7 @@ class Session:
 
     def record(self, metrics: Metrics, epoch: float) -> None:
         """Take a step's metrics; stop where the loss is not finite, before anything of this step is saved."""
-        values = {name: (float(total), float(weight)) for name, (total, weight) in jax.device_get(metrics).items()}
+        values = {name: (float(total), float(weight)) for name, (total, weight) in metrics.items()}
         self.loss = values["loss"][0]
         if not math.isfinite(self.loss):
             self.checkpoints.wait()
@@ -213,8 +213,13 @@ class Session:
     def flush(self, epoch: float) -> None:
         """Write the averages since the last line, if there are any."""
         if averages := self.progress.take():
-            rate = self.config.batch_size / statistics.median(self.step_seconds[-20:])
-            self.log.write("train", self.step, {"epoch": epoch, **averages, "examples_per_second": rate})
+            rate = {"examples_per_second": self.examples_per_second}
+            self.log.write("train", self.step, {"epoch": epoch, **averages, **rate})
+
+    @property
+    def examples_per_second(self) -> float:
+        """Of the last 20 steps of this process, by their median."""
+        return self.config.batch_size / statistics.median(self.step_seconds[-20:])
 
     def evaluate(self, epoch: int) -> float | None:
         """Score the evaluation rows and note whether that is the best so far; None without such rows."""

@@ -2,7 +2,7 @@
 
 import json
 import os
-import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -89,8 +89,8 @@ def test_the_reference_has_the_steps_and_files_it_should(reference):
 def test_sigkill_again_and_again_changes_nothing(arguments, reference, tmp_path):
     output = tmp_path / "run"
     for step in (1, 5, 12):  # before any checkpoint, after one, in the second epoch
-        status, _ = interrupt(arguments, output, signal.SIGKILL, logged(output, step))
-        assert status == -signal.SIGKILL
+        status, stderr = interrupt(arguments, output, signal.SIGKILL, logged(output, step))
+        assert status == -signal.SIGKILL, stderr
         assert not (output / "result.json").exists()
     done = run_command(*arguments, "--output", output)
     assert done.returncode == 0, done.stderr
@@ -121,14 +121,14 @@ def test_a_complete_run_is_not_done_again(arguments, reference):
 
 def test_a_full_disk_ends_clearly_and_the_last_checkpoint_survives(arguments, reference, tmp_path):
     output = tmp_path / "run"
-    status, _ = interrupt(arguments, output, signal.SIGTERM, logged(output, 4))
-    assert status == 75
+    status, stderr = interrupt(arguments, output, signal.SIGTERM, logged(output, 4))
+    assert status == 75, stderr
     saved = sorted(os.listdir(output / "checkpoints"))
 
-    def no_file_over_100_kb():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-
-    full = run_command(*arguments, "--output", output, preexec_fn=no_file_over_100_kb)
+    # As much of a full disk as a test may have anywhere: no file may grow beyond 100 kB.
+    command = shlex.join([sys.executable, "-m", "ftjax.cli", *map(str, arguments), "--output", str(output)])
+    limited = ["bash", "-c", f"ulimit -f 100; exec {command}"]
+    full = subprocess.run(limited, capture_output=True, text=True, timeout=200, env=command_environment())
     assert full.returncode == 2, full.stderr
     assert "Traceback" not in full.stderr
     assert "--resume" in full.stderr.splitlines()[-1]
