@@ -33,8 +33,8 @@ class Evaluate:
     """Column of the label."""
     batch_size: int = 32
     """Rows at a time."""
-    max_length: int = 128
-    """Longest row in tokens; longer ones are cut."""
+    max_length: int | None = None
+    """Longest row in tokens, longer ones are cut. Default: as many as the model has positions."""
     precision: str = "float32"
     """Operands of dot products: float32 or bfloat16."""
     json: bool = False
@@ -59,8 +59,8 @@ class Predict:
     """Column of the second text, for sentence pairs."""
     batch_size: int = 32
     """Rows at a time."""
-    max_length: int = 128
-    """Longest row in tokens; longer ones are cut."""
+    max_length: int | None = None
+    """Longest row in tokens, longer ones are cut. Default: as many as the model has positions."""
     precision: str = "float32"
     """Operands of dot products: float32 or bfloat16."""
 

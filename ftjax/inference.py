@@ -29,13 +29,14 @@ class TextClassifier:
 
     @classmethod
     def load(
-        cls, model: str | Path, *, max_length: int = 128, batch_size: int = 32, precision: str = "float32"
+        cls, model: str | Path, *, max_length: int | None = None, batch_size: int = 32, precision: str = "float32"
     ) -> TextClassifier:
         """Raises InputError for a directory without a trained classification head."""
         pretrained = load_pretrained(model, precision=precision)
         if not pretrained.labels:
             raise InputError(f"{model}: has no trained classification head; train one with: ftjax train --model {model} ...")
         longest = pretrained.model.config.max_position_embeddings
+        max_length = longest if max_length is None else max_length
         if not 8 <= max_length <= longest:
             raise InputError(f"--max-length {max_length}: must be from 8 to {longest}, the model's positions.")
         if batch_size < 1:

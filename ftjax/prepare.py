@@ -87,6 +87,8 @@ def prepare_data(config: TrainConfig, say: Say) -> Data:
         labels = declared  # the classifier's own order, so that its head is kept
     if len(labels) == 1:
         raise InputError(f"{train_rows[0].source}: every row has the label {labels[0]!r}; training needs at least two classes.")
+    if not labels:  # what is held out can then only be scored by the self-supervised loss
+        eval_rows, test_rows = (rows and dataclasses.replace(rows, labels=None) for rows in (eval_rows, test_rows))
     for rows in (eval_rows, test_rows):
         if rows is not None and labels and not any(rows.labels or ()):
             raise InputError(f"{rows.source}: no row has a label to score; its label column is {config.label_column!r}.")

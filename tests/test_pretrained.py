@@ -126,6 +126,16 @@ def test_a_classifier_with_other_labels_is_left_aside(tmp_path):
     assert set(load_pretrained(tmp_path, classifier="first-token").new) == {"classifier.kernel", "classifier.bias"}
 
 
+def test_classes_without_names_are_numbered(tmp_path):
+    write_model(tmp_path, labels=("LABEL_0", "LABEL_1"))
+    raw = json.loads((tmp_path / "config.json").read_text())
+    del raw["id2label"]  # as transformers writes it for two classes without names
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    assert load_pretrained(tmp_path).labels == ("LABEL_0", "LABEL_1")
+    assert load_pretrained(tmp_path, labels=("0", "1")).new == ()
+    assert set(load_pretrained(tmp_path, labels=("no", "yes")).new) == {"classifier.kernel", "classifier.bias"}
+
+
 @pytest.mark.parametrize("classifier", ["pooled", "first-token"])
 def test_a_trained_model_comes_back_with_its_labels_and_head(minilm, tmp_path, classifier):
     loaded = load_pretrained(minilm, labels=("bad", "good"), classifier=classifier, masked_lm=True)

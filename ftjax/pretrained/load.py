@@ -66,6 +66,11 @@ def saved_labels(raw_config: dict[str, Any]) -> tuple[str, ...]:
         raise InputError("config.json: id2label must map numbers to names.") from None
 
 
+def unnamed(number: int) -> tuple[str, ...]:
+    """What transformers calls classes without names, and leaves out of config.json when there are two."""
+    return tuple(f"LABEL_{i}" for i in range(number))
+
+
 def saved_classifier(raw_config: dict[str, Any]) -> Classifier:
     """Which classification head a directory's weights belong to; ours are marked in config.json."""
     return "first-token" if raw_config.get("ftjax_classifier") == "first-token" else "pooled"
@@ -108,15 +113,14 @@ def load_pretrained(
             raise InputError(f"{directory}: {name} and {spelled[canonical]} are the same weight.")
         tensors[canonical], spelled[canonical] = array, name
 
-    in_files = saved_labels(raw_config) if "classifier.weight" in tensors else ()
-    if in_files and len(in_files) != len(tensors["classifier.weight"]):
-        raise InputError(
-            f"{directory}: classifier.weight has {len(tensors['classifier.weight'])} rows but config.json names "
-            f"{len(in_files)} labels."
-        )
+    rows = len(tensors["classifier.weight"]) if "classifier.weight" in tensors else 0
+    in_files = (saved_labels(raw_config) or unnamed(rows)) if rows else ()
+    if len(in_files) != rows:
+        raise InputError(f"{directory}: classifier.weight has {rows} rows but config.json names {len(in_files)} labels.")
     kind = classifier or saved_classifier(raw_config)
     labels = in_files if labels is None else labels
-    fits = bool(in_files) and labels == in_files and kind == saved_classifier(raw_config)
+    numbered = in_files == unnamed(rows) and labels == tuple(map(str, range(rows)))
+    fits = rows > 0 and (labels == in_files or numbered) and kind == saved_classifier(raw_config)
 
     model = build(
         config,
