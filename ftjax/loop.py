@@ -45,13 +45,13 @@ SECONDS = ("load", "compile", "data_wait", "step", "eval", "save")
 class Progress:
     """What besides the state a resumed run must know. Everything is JSON-ready.
 
-    window: sums and weights since the last line of metrics.jsonl. best: value and step of the best evaluation.
-    worse: evaluations since then. seconds and step_seconds: time spent before this process, and the median step's.
+    window: sums and weights since the last line of metrics.jsonl. best: the best evaluation's step and scores so far.
+    worse: evaluations since then. seconds: where time went, over all processes. examples: rows trained on.
     """
 
     window: dict[str, list[float]] = dataclasses.field(default_factory=dict)
-    best_value: float | None = None
     best_step: int = 0
+    best_scores: dict[str, float] = dataclasses.field(default_factory=dict)
     worse: int = 0
     seconds: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(SECONDS, 0.0))
     examples: int = 0
@@ -126,17 +126,16 @@ class Session:
         self.log = rundir.MetricsLog(self.config.output, self.step)
         self.progress.seconds["load"] += load_seconds
         self.step_seconds: list[float] = []
-        self.test_logits = None
 
     def run_all(self, stopped: list[int]) -> dict[str, Any]:
         """Train, score the best model, export it, and write result.json."""
         per_epoch = self.run.data.steps_per_epoch(self.config.batch_size)
         try:
             for epoch in range(self.step // per_epoch, self.config.epochs):
-                self.train_epoch(epoch, per_epoch, stopped)
                 if self.config.early_stopping and self.progress.worse >= self.config.early_stopping:
                     self.terminal.say(f"No better {self.metric} for {self.progress.worse} evaluations: stopping early.")
                     break
+                self.train_epoch(epoch, per_epoch, stopped)
             return self.finish()
         finally:
             self.terminal.stop()
@@ -195,15 +194,16 @@ class Session:
         )
 
     def record(self, metrics: Metrics, epoch: float) -> None:
-        """Take a step's metrics; stop where the loss is not finite, before anything of this step is saved."""
+        """Take a step's metrics; stop where loss or gradient is not finite, before anything of this step is saved."""
         values = {name: (float(total), float(weight)) for name, (total, weight) in metrics.items()}
         self.loss = values["loss"][0]
-        if not math.isfinite(self.loss):
+        gradient_norm = values["gradient_norm"][0]
+        if not (math.isfinite(self.loss) and math.isfinite(gradient_norm)):
             self.checkpoints.wait()
             good = self.checkpoints.latest_step()
             kept = f"the checkpoint of step {good} is kept" if good is not None else "no checkpoint had been made yet"
             raise InputError(
-                f"Step {self.step}: the loss is {self.loss}; {kept}. "
+                f"Step {self.step}: the loss is {self.loss}, its gradient's norm {gradient_norm}; {kept}. "
                 "Lower --learning-rate, add --warmup-steps or look at the data."
             )
         self.progress.add(values)
@@ -228,9 +228,9 @@ class Session:
         scores = self.scores(self.run.data.eval)
         self.log.write("eval", self.step, {"epoch": float(epoch), **scores})
         self.terminal.say(f"epoch {epoch}: " + "  ".join(f"{name} {value:.4f}" for name, value in scores.items()))
-        value, best = scores[self.metric], self.progress.best_value
+        value, best = scores[self.metric], self.progress.best_scores.get(self.metric)
         if best is None or (value > best if self.higher_is_better else value < best):
-            self.progress.best_value, self.progress.best_step, self.progress.worse = value, self.step, 0
+            self.progress.best_step, self.progress.best_scores, self.progress.worse = self.step, scores, 0
         else:
             self.progress.worse += 1
         return value
@@ -281,7 +281,7 @@ class Session:
             "examples_per_second": self.progress.examples / train_seconds if train_seconds else None,
         }
         if data.eval is not None:
-            result["eval"] = self.scores(data.eval)
+            result["eval"] = self.progress.best_scores
         if data.test is not None:
             result["test"] = self.scores(data.test, predictions=output / "predictions.jsonl")
         seconds["eval"] += clock.lap()

@@ -45,7 +45,7 @@ def random_inputs(types, seed=0):
     mask[0, 11:] = 0
     mask[1, :6] = 0
     return {
-        "input_ids": rng.integers(0, 90, mask.shape).astype(np.int32),
+        "input_ids": rng.integers(1, 90, mask.shape).astype(np.int32),  # 0: PyTorch gives the padding row no gradient
         "attention_mask": mask,
         "token_type_ids": rng.integers(0, types, mask.shape).astype(np.int32),
     }
