@@ -85,8 +85,10 @@ def prepare_data(config: TrainConfig, say: Say) -> Data:
     declared = saved_labels(raw_config)
     if labels and set(labels) <= set(declared):
         labels = declared  # the classifier's own order, so that its head is kept
-    if len(labels) == 1:
-        raise InputError(f"{train_rows[0].source}: every row has the label {labels[0]!r}; training needs at least two classes.")
+    occurring = {name for rows in train_rows for name in rows.labels or () if name is not None}
+    if len(occurring) == 1:
+        only = occurring.pop()
+        raise InputError(f"{train_rows[0].source}: every label is {only!r}; training needs rows of at least two classes.")
     if not labels:  # what is held out can then only be scored by the self-supervised loss
         eval_rows, test_rows = (rows and dataclasses.replace(rows, labels=None) for rows in (eval_rows, test_rows))
     for rows in (eval_rows, test_rows):

@@ -1,0 +1,32 @@
+"""What README says in code runs."""
+
+import re
+from pathlib import Path
+
+import jax
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+
+
+def test_the_python_example_trains(tiny_bert, tmp_path, monkeypatch):
+    program = re.search(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL).group(1)
+    (tmp_path / "train.csv").write_text("text,label\n" + "nice film,positive\nbad film,negative\n" * 20)
+    monkeypatch.chdir(tmp_path)
+    program = (
+        program.replace('"bert-base-uncased"', repr(str(tiny_bert))).replace("(32, 64, 128)", "(16,)").replace("128", "16")
+    )
+    names = {}
+    exec(compile(program, str(README), "exec"), names)
+    assert int(names["state"].step) == 2
+    total, weight = jax.device_get(names["metrics"]["loss"])
+    assert 0 < total / weight < 5
+
+
+def test_every_make_target_and_path_that_readme_names_exists():
+    text = README.read_text(encoding="utf-8")
+    makefile = (README.parent / "Makefile").read_text()
+    assert all(
+        re.search(rf"^{target}:", makefile, re.MULTILINE) for target in re.findall(r"make (\w+)", text) if target != "is"
+    )
+    for path in re.findall(r"(?:experiments|docs)/[\w/.]+\w", text):
+        assert (README.parent / path).exists(), path
