@@ -30,7 +30,7 @@ def sample(path: Path, number: int) -> Path:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--examples", type=int, default=2560, help="training sentences, 0 for all 10,191")
+    parser.add_argument("--examples", type=int, default=2048, help="training sentences, 0 for all 10,191")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--output", default="runs/demo")
     options = parser.parse_args()
@@ -44,8 +44,8 @@ if __name__ == "__main__":
                 *("--train-file", str(sample(files["train"], options.examples))),
                 *("--eval-file", str(files["validation"])),
                 *("--test-file", str(files["test"])),
-                *("--train-parameters", "last:2,head"),
-                *("--epochs", str(options.epochs)),
+                *("--train-parameters", "last:2,head", "--partial-learning-rate", "5e-4"),
+                *("--epochs", str(options.epochs), "--batch-size", "16", "--learning-rate", "1e-4"),
                 *("--output", options.output),
                 "--resume",
             ]

@@ -177,6 +177,8 @@ class CompareConfig(TrainConfig):
 
     methods: tuple[Method, ...] = METHODS
     """Which methods, in which order. --train-parameters is for partial; the self-supervised flags for that method."""
+    partial_learning_rate: float | None = None
+    """Learning rate of partial, which wants a larger one the less it trains. Default: --learning-rate."""
 
     def of(self, method: Method) -> TrainConfig:
         """The settings of one method's run."""
@@ -184,6 +186,8 @@ class CompareConfig(TrainConfig):
         values |= {"method": method, "output": self.output / method}
         if method != "partial":
             values["train_parameters"] = None
+        elif self.partial_learning_rate is not None:
+            values["learning_rate"] = self.partial_learning_rate
         if method != "self-supervised":
             values |= {"unlabeled_file": None, "self_supervised_weight": None}
         return TrainConfig(**values)

@@ -258,3 +258,22 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_checkpoint(
     assert last.startswith("ftjax: Step ") and "the loss is" in last and "is kept" in last
     assert (tmp_path / "run" / "checkpoints").is_dir()
     assert "Traceback" not in done.stderr
+
+
+def test_a_data_set_directory_early_stopping_and_pairs(tiny_bert, few_reviews, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    for split, name in (("train", "train"), ("test", "eval")):
+        with few_reviews[name].open(encoding="utf-8", newline="") as file:
+            rows = [(row["text"], str(number), row["label"] == "fresh") for number, row in enumerate(csv.DictReader(file))]
+        write(data / f"{split}.csv", ("sentence", "other", "good"), *[(a, b, int(good)) for a, b, good in rows])
+    done = run_command(
+        *("train", "--model", tiny_bert, "--dataset", data, "--eval-split", "test", "--output", tmp_path / "run", "--json"),
+        *("--text-column", "sentence", "--text-pair-column", "other", "--label-column", "good", *TINY[:-1], "9"),
+        *("--early-stopping", "2", "--metric", "matthews", "--learning-rate", "1e-12", "--dropout", "0"),
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["steps"] == 3 * 8 and result["best_step"] == 8
+    assert "stopping early" in done.stderr
+    assert json.loads((tmp_path / "run" / "model" / "config.json").read_text())["id2label"] == {"0": "0", "1": "1"}
