@@ -187,7 +187,7 @@ def test_files_without_rows(tmp_path, suffix):
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("a.csv", "text,label\n"), ("b.csv", "\n\n"), ("c.json", "[]"), ("d.jsonl", "\n"), ("e.txt.gz", gzip.compress(b""))],
+    [("a.csv", "text,label\n"), ("b.csv", "\n\n"), ("c.json", "[]"), ("d.jsonl", "\n"), ("e.txt.gz", gzip.compress(b"", mtime=0))],
 )
 def test_files_with_nothing_but_a_header(tmp_path, name, content):
     refused(tmp_path, name, content, "holds no rows")
