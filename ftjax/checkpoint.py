@@ -104,8 +104,8 @@ def _arrays(state: TrainState) -> dict[str, Any]:
 
 
 def _write_error(directory: Path, error: Exception) -> InputError:
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    reason = " ".join(str(error).split())[:120] or type(error).__name__
     return InputError(
-        f"{directory}: the checkpoint could not be written ({reason}); the one before it is whole. "
+        f"{directory}: the checkpoint could not be written ({reason} ...); the one before it is whole. "
         "Free space or mend the disk, then run again with --resume."
     )

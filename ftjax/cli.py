@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import os
 import sys
 import warnings
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import tyro
@@ -193,10 +193,29 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=False))
 
 
-def without_closed_loops(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print a traceback, but not those of writes that a failed checkpoint leaves behind and its library calls back."""
-    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
-        sys.__excepthook__(kind, error, trace)
+class LateCallbacks(asyncio.SelectorEventLoop):
+    """An event loop that ignores callbacks once it is closed, and prints nothing about tasks that failed.
+
+    When one write of a checkpoint fails, Orbax raises that and closes its loop while other writes are still under way.
+    Each of them would print a traceback of its own around our one line about the disk.
+    """
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        """Nothing: the failure that matters is raised where the loop was run."""
+
+    def call_soon_threadsafe(self, callback: Any, *arguments: Any, context: Any = None) -> asyncio.Handle:
+        """As the base class, but nothing happens after `close`."""
+        if self.is_closed():
+            return asyncio.Handle(callback, arguments, self, context)
+        return super().call_soon_threadsafe(callback, *arguments, context=context)
+
+
+class LoopPolicy(asyncio.DefaultEventLoopPolicy):
+    """Makes `LateCallbacks` the loop of this process."""
+
+    def new_event_loop(self) -> asyncio.AbstractEventLoop:
+        """A new, open loop."""
+        return LateCallbacks()
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -208,7 +227,7 @@ def main(arguments: list[str] | None = None) -> None:
         args=sys.argv[1:] if arguments is None else arguments,
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
     )
-    sys.excepthook = without_closed_loops
+    asyncio.set_event_loop_policy(LoopPolicy())
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # libraries' notes to developers; ours are said in the log

@@ -185,9 +185,12 @@ def test_files_without_rows(tmp_path, suffix):
     refused(tmp_path, f"rows.{suffix}", b"", "the file is empty")
 
 
+EMPTY_GZIP = gzip.compress(b"", mtime=0)  # without the time: it is part of a test's name
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("a.csv", "text,label\n"), ("b.csv", "\n\n"), ("c.json", "[]"), ("d.jsonl", "\n"), ("e.txt.gz", gzip.compress(b"", mtime=0))],
+    [("a.csv", "text,label\n"), ("b.csv", "\n\n"), ("c.json", "[]"), ("d.jsonl", "\n"), ("e.txt.gz", EMPTY_GZIP)],
 )
 def test_files_with_nothing_but_a_header(tmp_path, name, content):
     refused(tmp_path, name, content, "holds no rows")
