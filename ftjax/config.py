@@ -8,7 +8,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from ftjax.errors import InputError
 
@@ -175,6 +177,7 @@ class TrainConfig:
 class CompareConfig(TrainConfig):
     """Fine-tune by several methods, each in a directory of its own below --output, and compare them."""
 
+    method: Annotated[Method, tyro.conf.Suppress] = "full"  # set for each run in turn
     methods: tuple[Method, ...] = METHODS
     """Which methods, in which order. --train-parameters is for partial; the self-supervised flags for that method."""
     partial_learning_rate: float | None = None
