@@ -30,7 +30,7 @@ def sample(path: Path, number: int) -> Path:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--examples", type=int, default=1536, help="training sentences, 0 for all 10,191")
+    parser.add_argument("--examples", type=int, default=1152, help="training sentences, 0 for all 10,191")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--output", default="runs/demo")
     options = parser.parse_args()
