@@ -1,6 +1,6 @@
 """make demo: MiniLM on movie-review sentences by all three methods; prints one table, writes runs/demo/report.html.
 
-Two epochs, on as many of the training sentences as keep it near 8 minutes on 2 cores (--examples 0 takes all of
+Two epochs on a part of the training sentences, so that it ends within minutes on 2 cores (--examples 0 takes all of
 them). Run it again and what is finished is not done twice.
 """
 

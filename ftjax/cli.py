@@ -239,7 +239,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"ftjax: {stopped}", file=sys.stderr)
         raise SystemExit(75) from None
     except KeyboardInterrupt:
-        print("ftjax: interrupted before anything was saved.", file=sys.stderr)
+        print("ftjax: interrupted; a run keeps the checkpoints it has, go on with --resume.", file=sys.stderr)
         raise SystemExit(130) from None
 
 

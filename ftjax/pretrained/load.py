@@ -16,7 +16,7 @@ from ftjax.errors import InputError, did_you_mean
 from ftjax.models import BertConfig, Classifier, Model, Params, build, initial_value
 from ftjax.pretrained.hub import model_directory
 from ftjax.pretrained.names import TABLES, NameTable
-from ftjax.pretrained.tensors import read_json, read_tensors, weight_files
+from ftjax.pretrained.tensors import read_json, read_tensors
 
 FLOATS = (np.dtype("float32"), np.dtype("float16"), np.dtype("float64"), np.dtype(ml_dtypes.bfloat16))
 
@@ -76,6 +76,18 @@ def saved_classifier(raw_config: dict[str, Any]) -> Classifier:
     return "first-token" if raw_config.get("ftjax_classifier") == "first-token" else "pooled"
 
 
+def read_canonical(directory: Path, table: NameTable) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """All tensors by the table's spelling of their names, and how the files spell each. InputError for one given twice."""
+    tensors: dict[str, np.ndarray] = {}
+    spelled: dict[str, str] = {}
+    for name, array in read_tensors(directory):
+        canonical = table.canonical(name)
+        if canonical in tensors:
+            raise InputError(f"{directory}: {name} and {spelled[canonical]} are the same weight.")
+        tensors[canonical], spelled[canonical] = array, name
+    return tensors, spelled
+
+
 def load_pretrained(
     name_or_directory: str | Path,
     *,
@@ -104,15 +116,7 @@ def load_pretrained(
     if dropout is not None:
         rates = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
         config = dataclasses.replace(config, **dict.fromkeys(rates, dropout))
-    weight_files(directory)
-    tensors: dict[str, np.ndarray] = {}
-    spelled: dict[str, str] = {}
-    for name, array in read_tensors(directory):
-        canonical = table.canonical(name)
-        if canonical in tensors:
-            raise InputError(f"{directory}: {name} and {spelled[canonical]} are the same weight.")
-        tensors[canonical], spelled[canonical] = array, name
-
+    tensors, spelled = read_canonical(directory, table)
     rows = len(tensors["classifier.weight"]) if "classifier.weight" in tensors else 0
     in_files = (saved_labels(raw_config) or unnamed(rows)) if rows else ()
     if len(in_files) != rows:
