@@ -38,8 +38,8 @@ class TrainConfig:
     method: Method = "full"
     """full: every parameter. partial: those of --train-parameters. self-supervised: L + weight x L_self."""
     train_parameters: str | None = None
-    """What trains: all, head, last:K, bias, layernorm, embeddings, regex:PATTERN, joined by commas.
-    Default: all; with --method partial last:2,head."""
+    """What trains: all, head, last:K, top:FRACTION, every-other, attention, mlp, bias, layernorm, embeddings, lora:R,
+    regex:PATTERN, joined by commas; or rules:FILE, a table of rules. Default: all; with --method partial last:2,head."""
     epochs: int = 3
     """Passes over the training rows."""
     batch_size: int = 32
@@ -84,6 +84,24 @@ class TrainConfig:
     """Share of the tokens that masked language modelling predicts."""
     dropout: float | None = None
     """Dropout rate everywhere, instead of the model's own."""
+    unfreeze: tuple[str, ...] = ()
+    """Gradual unfreezing: EPOCH=SPEC each, what trains from the end of that epoch on, such as 1=last:1,head 2=last:3,head."""
+    layer_decay: float = 1.0
+    """Multiplies the learning rate once for every layer between a parameter and the head, such as 0.9."""
+    lora_alpha: float = 16.0
+    """With lora:R, the low-rank product is multiplied by alpha / R."""
+    lora_targets: str = r"attention\.(query|value)"
+    """With lora:R, the dense layers that get low-rank matrices: a regular expression over names within a layer."""
+    frozen_dropout: bool = False
+    """Keep dropout on in layers that are frozen; their output must then be computed in every step."""
+    prefix_cache: Literal["auto", "memory", "disk", "off"] = "auto"
+    """Where the output of frozen first layers is kept from epoch to epoch; auto: in memory, on disk if it is larger."""
+    prefix_cache_memory_gb: float = 2.0
+    """Largest prefix cache in memory."""
+    prefix_cache_disk_gb: float = 20.0
+    """Largest prefix cache on disk."""
+    prefix_cache_dir: Path | None = None
+    """Directory of the prefix cache's files, which are then left there for other runs. Default: in --output, removed."""
     gradient_accumulation: int = 1
     """Microbatches a batch is cut into, one after the other, to save memory; the update stays that of the whole batch."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -125,6 +143,19 @@ class TrainConfig:
                 raise InputError(f"{flag(name)} {value}: must be 0 or a positive number.")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise InputError(f"--dropout {self.dropout}: must be at least 0 and below 1.")
+        for name in ("layer_decay", "lora_alpha"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"{flag(name)} {getattr(self, name)}: must be a positive number.")
+        for name in ("prefix_cache_memory_gb", "prefix_cache_disk_gb"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{flag(name)} {getattr(self, name)}: must be 0 or a positive number.")
+        for before, (epoch, _) in zip([(0, ""), *self.stages[1:]], self.stages[1:], strict=False):
+            if not before[0] < epoch < self.epochs:
+                raise InputError(
+                    f"--unfreeze: epochs must rise from 1 to at most {self.epochs - 1} (--epochs {self.epochs}), not {epoch}."
+                )
+        if self.unfreeze and self.method == "full":
+            raise InputError("--unfreeze needs --method partial or self-supervised: --method full trains all from the start.")
         if not 0 < self.mask_probability < 1:
             raise InputError(f"--mask-probability {self.mask_probability}: must be between 0 and 1.")
         if self.max_length < 8:
@@ -155,6 +186,17 @@ class TrainConfig:
         return self.train_parameters or ("last:2,head" if self.method == "partial" else "all")
 
     @property
+    def stages(self) -> list[tuple[int, str]]:
+        """(epoch, spec): what trains from the end of which epoch on; the first is (0, --train-parameters)."""
+        found = [(0, self.spec)]
+        for text in self.unfreeze:
+            epoch, equals, spec = text.partition("=")
+            if not (equals and epoch.isdecimal() and spec):
+                raise InputError(f"--unfreeze {text}: must be EPOCH=SPEC, such as 1=last:2,head.")
+            found.append((int(epoch), spec))
+        return found
+
+    @property
     def weight(self) -> float:
         """λ of L + λ·L_self, with the method's default filled in."""
         if self.method != "self-supervised":
@@ -166,7 +208,8 @@ class TrainConfig:
         """The settings of a run from its config.json; keys that are no setting are left aside."""
         fields = {f.name: f for f in dataclasses.fields(TrainConfig) if f.name in saved}
         paths = {name for name, field in fields.items() if "Path" in str(field.type)}
-        return TrainConfig(**{n: Path(saved[n]) if n in paths and saved[n] is not None else saved[n] for n in fields})
+        values = {n: Path(saved[n]) if n in paths and saved[n] is not None else saved[n] for n in fields}
+        return TrainConfig(**{n: tuple(value) if isinstance(value, list) else value for n, value in values.items()})
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, paths as strings."""
@@ -188,7 +231,7 @@ class CompareConfig(TrainConfig):
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(TrainConfig)}
         values |= {"method": method, "output": self.output / method}
         if method != "partial":
-            values["train_parameters"] = None
+            values |= {"train_parameters": None, "unfreeze": ()}
         elif self.partial_learning_rate is not None:
             values["learning_rate"] = self.partial_learning_rate
         if method != "self-supervised":

@@ -11,6 +11,7 @@ from ftjax.models import Model, Params
 from ftjax.objectives import Batch
 from ftjax.objectives.classification import class_logits
 from ftjax.parallel import Compiled
+from ftjax.prefix import Attach, unchanged
 
 
 def predict_step(model: Model):  # noqa: ANN201 (the returned step is described below)
@@ -23,13 +24,22 @@ def predict_step(model: Model):  # noqa: ANN201 (the returned step is described 
 
 
 def all_logits(
-    step: Compiled, params: Params, examples: Examples, buckets: tuple[int, ...], batch_size: int, pad_token_id: int
+    step: Compiled,
+    params: Params,
+    examples: Examples,
+    buckets: tuple[int, ...],
+    batch_size: int,
+    pad_token_id: int,
+    attach: Attach = unchanged,
 ) -> np.ndarray:
-    """float32 (rows, classes) in the order of the rows; the rows that only fill a batch are dropped."""
+    """float32 (rows, classes) in the order of the rows; the rows that only fill a batch are dropped.
+
+    attach: puts what frozen layers make of a batch in the place of its tokens.
+    """
     found: list[tuple[np.ndarray, np.ndarray]] = []
     for batch in batches(examples, buckets, batch_size, pad_token_id=pad_token_id, seed=None):
         real = batch["example_ids"] >= 0
-        found.append((batch["example_ids"][real], np.asarray(step(params, batch))[real]))
+        found.append((batch["example_ids"][real], np.asarray(step(params, attach(batch)))[real]))
     rows, logits = (np.concatenate(part) for part in zip(*found, strict=True))
     return logits[np.argsort(rows)]
 

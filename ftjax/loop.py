@@ -31,13 +31,14 @@ from ftjax.errors import InputError, Stopped
 from ftjax.evaluation import all_logits, classification_metrics, predict_step, softmax
 from ftjax.parallel import Compiled, data_mesh
 from ftjax.partition import count
+from ftjax.prefix import Attach, FrozenPrefix, Limits, prefix_step, unchanged
 from ftjax.prepare import Data, Run, prepare
 from ftjax.pretrained import save_pretrained
 from ftjax.pretrained.tensors import read_json
-from ftjax.step import Metrics, eval_step, train_step
+from ftjax.step import Metrics, eval_step, update
 from ftjax.terminal import Terminal
 
-SECONDS = ("load", "compile", "data_wait", "step", "eval", "save")
+SECONDS = ("load", "compile", "prefix", "data_wait", "step", "eval", "save")
 """Where a run's time goes, as told in result.json and at the end of the log."""
 
 
@@ -87,8 +88,8 @@ def fit(config: TrainConfig, terminal: Terminal) -> dict[str, Any]:
         config.output.mkdir(parents=True, exist_ok=True)
         if not resuming:
             rundir.write_json(config.output / "config.json", describe(run))
-        session = Session(run, terminal, load_seconds=time.perf_counter() - start)
-        return session.run_all(stopped)
+        session = Session(run, terminal, load_seconds=time.perf_counter() - start, stopped=stopped)
+        return session.run_all()
 
 
 def describe(run: Run) -> dict[str, Any]:
@@ -107,54 +108,113 @@ def describe(run: Run) -> dict[str, Any]:
 class Session:
     """One process's part of a run."""
 
-    def __init__(self, run: Run, terminal: Terminal, load_seconds: float) -> None:
-        self.run, self.config, self.terminal = run, run.config, terminal
+    def __init__(self, run: Run, terminal: Terminal, load_seconds: float, stopped: list[int]) -> None:
+        self.run, self.config, self.terminal, self.stopped = run, run.config, terminal, stopped
         self.metric = metric(run.config, run.data)
         self.higher_is_better = self.metric != "loss"
         self.mesh = data_mesh()
-        self.train_step = Compiled(train_step, self.mesh, donate=True)
-        self.eval_step = Compiled(eval_step, self.mesh, donate=False)
-        self.predict = Compiled(predict_step(run.pretrained.model), self.mesh, donate=False)
         self.checkpoints = Checkpoints(self.config.output / "checkpoints", higher_is_better=self.higher_is_better)
         self.progress = Progress()
-        self.state = run.state
+        self.step, self.prefix = 0, None
         if (step := self.checkpoints.latest_step()) is not None:
-            self.state, progress = self.checkpoints.restore(step, self.state)
+            self.step, self.stage = step, run.stage_of(step)
+            self.state, progress = self.checkpoints.restore(step, run.state_of(self.stage))
             self.progress = Progress(**progress)
             terminal.say(f"Resuming after step {step} of {run.steps}.")
-        self.step = int(self.state.step)
+        else:
+            self.stage, self.state = 0, run.state_of(0)
         self.log = rundir.MetricsLog(self.config.output, self.step)
         self.progress.seconds["load"] += load_seconds
         self.step_seconds: list[float] = []
 
-    def run_all(self, stopped: list[int]) -> dict[str, Any]:
+    def run_all(self) -> dict[str, Any]:
         """Train, score the best model, export it, and write result.json."""
         per_epoch = self.run.data.steps_per_epoch(self.config.batch_size)
         try:
+            self.compile_stage()
             for epoch in range(self.step // per_epoch, self.config.epochs):
                 if self.config.early_stopping and self.progress.worse >= self.config.early_stopping:
                     self.terminal.say(f"No better {self.metric} for {self.progress.worse} evaluations: stopping early.")
                     break
-                self.train_epoch(epoch, per_epoch, stopped)
+                self.enter_stage()
+                self.train_epoch(epoch, per_epoch)
             return self.finish()
         finally:
             self.terminal.stop()
+            if self.prefix is not None:
+                self.prefix.clean()
             self.checkpoints.close()
             self.log.close()
 
-    def train_epoch(self, epoch: int, per_epoch: int, stopped: list[int]) -> None:
+    def enter_stage(self) -> None:
+        """Unfreeze what trains from this step on, if that is more than before."""
+        number = max(i for i, stage in enumerate(self.run.stages) if stage.from_step <= self.step)
+        if number != self.stage:
+            self.state, self.stage = self.run.state_of(number, self.state), number
+            self.terminal.say(
+                f"From here on trains {self.run.stages[number].spec}: {count(self.state.trainable):,} parameters."
+            )
+            self.compile_stage()
+
+    def compile_stage(self) -> None:
+        """The programs of the stage (compiled when they are first run), and what its frozen first layers make of all rows."""
+        stage, data, config = self.run.stages[self.stage], self.run.data, self.config
+        self.train_step = Compiled(update, self.mesh, donate=True)
+        self.eval_step = Compiled(eval_step, self.mesh, donate=False)
+        self.predict = Compiled(predict_step(stage.model), self.mesh, donate=False)
+        if self.prefix is not None:
+            self.prefix.clean()
+        self.prefix, self.attach_train, self.attach_eval, self.attach = None, unchanged, unchanged, unchanged
+        if not stage.prefix:
+            return
+        per_epoch = data.steps_per_epoch(config.batch_size)
+        ends = min([s.from_step for s in self.run.stages[self.stage + 1 :]], default=self.run.steps)
+        self.prefix = FrozenPrefix(
+            stage.model,
+            self.state.frozen,
+            Compiled(prefix_step(stage.model), self.mesh, donate=False),
+            buckets=data.buckets,
+            batch_size=config.batch_size,
+            pad_token_id=data.pad_token_id,
+            limits=prefix_limits(config),
+            uses=-(-(ends - self.step) // per_epoch),
+        )
+        self.attach_train = self.attach_eval = self.attach = self.prefix.computed()
+        rows = [data.train] if data.eval is None else [data.train, data.eval]
+        place, line = self.prefix.place(rows)
+        self.terminal.say(line)
+        if place != "off" and self.step < ends:
+            clock, seconds = Clock(), self.progress.seconds
+            attach = [self.prefix.cached(examples, place, self.prefix_progress) for examples in rows]
+            self.attach_train, self.attach_eval = attach[0], attach[-1]
+            self.terminal.stop()
+            seconds["compile"] += self.prefix.program.seconds
+            seconds["prefix"] += clock.lap() - self.prefix.program.seconds
+
+    def prefix_progress(self, done: int, total: int) -> None:
+        """Show how far the cache is; end the run where a signal asks for it (nothing new needs saving)."""
+        if done == 1:
+            self.terminal.start("frozen layers", total)
+        self.terminal.advance()
+        if self.stopped:
+            raise Stopped(self.stopped[0], self.step, str(self.config.output))
+
+    def train_epoch(self, epoch: int, per_epoch: int) -> None:
         """The rest of an epoch, its evaluation and its checkpoint."""
-        config, seconds = self.config, self.progress.seconds
+        config, seconds, stopped = self.config, self.progress.seconds, self.stopped
         name = f"epoch {epoch + 1}/{config.epochs}"
         self.terminal.start(name, per_epoch, self.step - epoch * per_epoch)
         last = Clock()
         for batch in self.batches(epoch, start=self.step - epoch * per_epoch):
             seconds["data_wait"] += last.lap()
-            compiling = self.train_step.seconds
-            self.state, metrics = self.train_step(self.state, batch)
+            compiling = self.compile_seconds
+            state, metrics = self.train_step(
+                dataclasses.replace(self.state, frozen={}), self.state.frozen, self.attach_train(batch)
+            )
+            self.state = dataclasses.replace(state, frozen=self.state.frozen)
             metrics = jax.device_get(metrics)  # waits for the step
             self.step += 1
-            compiling = self.train_step.seconds - compiling
+            compiling = self.compile_seconds - compiling
             took = last.lap() - compiling
             seconds["compile"] += compiling
             seconds["step"] += took
@@ -172,8 +232,11 @@ class Session:
                 seconds["save"] += last.lap()
         self.terminal.stop()
         self.flush(epoch=self.step / per_epoch)
+        compiling = self.compile_seconds
         value = self.evaluate(epoch + 1)
-        seconds["eval"] += last.lap()
+        compiling = self.compile_seconds - compiling
+        seconds["compile"] += compiling
+        seconds["eval"] += last.lap() - compiling
         self.save(value)
         seconds["save"] += last.lap()
         if stopped and epoch + 1 < config.epochs:
@@ -217,6 +280,12 @@ class Session:
             self.log.write("train", self.step, {"epoch": epoch, **averages, **rate})
 
     @property
+    def compile_seconds(self) -> float:
+        """What compiling the programs of this stage has taken so far."""
+        programs = [self.train_step, self.eval_step, self.predict, *([self.prefix.program] if self.prefix else [])]
+        return sum(program.seconds for program in programs)
+
+    @property
     def examples_per_second(self) -> float:
         """Of the last 20 steps of this process, by their median."""
         return self.config.batch_size / statistics.median(self.step_seconds[-20:])
@@ -225,7 +294,7 @@ class Session:
         """Score the evaluation rows and note whether that is the best so far; None without such rows."""
         if self.run.data.eval is None:
             return None
-        scores = self.scores(self.run.data.eval)
+        scores = self.scores(self.run.data.eval, self.attach_eval)
         self.log.write("eval", self.step, {"epoch": float(epoch), **scores})
         self.terminal.say(f"epoch {epoch}: " + "  ".join(f"{name} {value:.4f}" for name, value in scores.items()))
         value, best = scores[self.metric], self.progress.best_scores.get(self.metric)
@@ -235,14 +304,14 @@ class Session:
             self.progress.worse += 1
         return value
 
-    def scores(self, examples: Examples, predictions: Path | None = None) -> dict[str, float]:
+    def scores(self, examples: Examples, attach: Attach, predictions: Path | None = None) -> dict[str, float]:
         """Metrics of a data set with the current parameters; the self-supervised loss where training has no labels.
 
         predictions: where to write a line a row for the report.
         """
         data, size = self.run.data, self.config.batch_size
         if data.labels:
-            logits = all_logits(self.predict, self.state.params, examples, data.buckets, size, data.pad_token_id)
+            logits = all_logits(self.predict, self.state.params, examples, data.buckets, size, data.pad_token_id, attach)
             if predictions is not None and data.test_rows is not None:
                 rundir.write_predictions(predictions, data.test_rows.texts, examples.labels, softmax(logits), data.labels)
             return classification_metrics(logits, examples.labels)
@@ -266,9 +335,12 @@ class Session:
         self.checkpoints.wait()
         best = self.progress.best_step or self.step
         if best != self.step:
+            if (stage := self.run.stage_of(best)) != self.stage:
+                self.stage, self.state = stage, self.run.state_of(stage)
+                self.compile_stage()
             self.state, _ = self.checkpoints.restore(best, self.state)
         seconds["save"] += clock.lap()
-        train_seconds = sum(seconds[name] for name in ("compile", "data_wait", "step"))
+        train_seconds = sum(seconds[name] for name in ("compile", "prefix", "data_wait", "step"))
         data, output = self.run.data, self.config.output
         result: dict[str, Any] = {
             "method": self.config.method,
@@ -283,9 +355,9 @@ class Session:
         if data.eval is not None:
             result["eval"] = self.progress.best_scores
         if data.test is not None:
-            result["test"] = self.scores(data.test, predictions=output / "predictions.jsonl")
+            result["test"] = self.scores(data.test, self.attach, predictions=output / "predictions.jsonl")
         seconds["eval"] += clock.lap()
-        save_pretrained(self.run.pretrained, self.state.params, output / "model")
+        save_pretrained(self.run.pretrained, {**self.run.pretrained.params, **self.state.trainable}, output / "model")
         seconds["save"] += clock.lap()
         result |= {"peak_memory_bytes": machine.peak_memory_bytes(), "seconds": seconds}
         rundir.write_json(output / "result.json", result)
@@ -318,14 +390,25 @@ def export(checkpoint: Path, output: Path) -> None:
         raise InputError(
             f"--checkpoint {checkpoint}: no such checkpoint; the run has {', '.join(map(str, steps)) or 'none'} (steps)."
         )
-    state, _ = checkpoints.restore(chosen, run.state)
+    state, _ = checkpoints.restore(chosen, run.state_of(run.stage_of(chosen)))
     with _disk_errors(output):
-        save_pretrained(run.pretrained, state.params, output)
+        save_pretrained(run.pretrained, {**run.pretrained.params, **state.trainable}, output)
 
 
 def metric(config: TrainConfig, data: Data) -> str:
     """What chooses the best epoch: --metric, or accuracy where there are labels, else the loss."""
     return config.metric or ("accuracy" if data.labels else "loss")
+
+
+def prefix_limits(config: TrainConfig) -> Limits:
+    """Where the output of frozen layers may be kept."""
+    return Limits(
+        where=config.prefix_cache,
+        memory_bytes=int(config.prefix_cache_memory_gb * 1e9),
+        disk_bytes=int(config.prefix_cache_disk_gb * 1e9),
+        directory=config.prefix_cache_dir or config.output / "prefix-cache",
+        keep=config.prefix_cache_dir is not None,
+    )
 
 
 class Clock:

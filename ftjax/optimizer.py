@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
+import jax
 import optax
+
+from ftjax.partition import Treatment, Treatments
 
 Schedule = Literal["linear", "cosine", "constant"]
 
@@ -29,12 +32,12 @@ def learning_rate_schedule(peak: float, *, steps: int, warmup_steps: int = 0, sc
 
 
 def decay_labels(names: Iterable[str]) -> dict[str, str]:
-    """The optax label tree: "decay" or "no_decay" (biases and norms, as is usual since BERT)."""
+    """The optax label tree of a plain run: "decay" or "no_decay" (biases and norms, as is usual since BERT)."""
     return {name: "no_decay" if name.endswith((".bias", ".scale")) else "decay" for name in names}
 
 
 def adamw(
-    names: Iterable[str],
+    names: Iterable[str] | Treatments,
     learning_rate: float | optax.Schedule,
     *,
     weight_decay: float = 0.01,
@@ -45,13 +48,40 @@ def adamw(
 ) -> optax.GradientTransformation:
     """AdamW (Loshchilov & Hutter, 2019) for the parameters named: the same update as `torch.optim.AdamW`.
 
+    names: of the trainable parameters; or their treatments, which may multiply the learning rate, set a weight decay,
+        and say from which step on a parameter trains. Parameters treated alike share an optax label, with moments and
+        a count of its own: one that starts later gets Adam's bias correction from its own first step, and the
+        learning rate of the run's step.
     Gradients are first scaled so that their global norm is at most `max_gradient_norm` (None: not).
     """
-
-    def chain(decay: float) -> optax.GradientTransformation:
-        return optax.adamw(learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=decay)
-
-    by_label = optax.partition({"decay": chain(weight_decay), "no_decay": chain(0.0)}, decay_labels(names))
+    plain = Treatment(trained=True)
+    treatments = dict(names) if isinstance(names, Mapping) else {}
+    labels, groups = decay_labels(names), dict[str, optax.GradientTransformation]()
+    for name, kind in labels.items():
+        treatment = treatments.get(name, plain)
+        if not isinstance(treatment, Treatment):  # a dictionary of arrays stands for its names
+            treatment = plain
+        decay = (weight_decay if kind == "decay" else 0.0) if treatment.weight_decay is None else treatment.weight_decay
+        if treatment != plain:
+            labels[name] = f"learning rate x {treatment.learning_rate:g}, weight decay {decay:g}, from {treatment.from_step}"
+        groups[labels[name]] = optax.adamw(rate_of(learning_rate, treatment), b1=b1, b2=b2, eps=eps, weight_decay=decay)
+    by_label = optax.partition(groups, labels)
     if max_gradient_norm is None:
         return by_label
     return optax.chain(optax.clip_by_global_norm(max_gradient_norm), by_label)
+
+
+def rate_of(learning_rate: float | optax.Schedule, treatment: Treatment) -> float | optax.Schedule:
+    """A treatment's own learning rate, as a function of how often its parameters have been updated."""
+    if not callable(learning_rate):
+        return treatment.learning_rate * learning_rate
+    if treatment.learning_rate == 1.0 and not treatment.from_step:
+        return learning_rate
+    return lambda count: treatment.learning_rate * learning_rate(count + treatment.from_step)
+
+
+def carry_over(old: optax.OptState, new: optax.OptState) -> optax.OptState:
+    """The freshly initialised `new`, with what `old` already knew: moments and counts of parameters that trained before."""
+    known = dict(jax.tree_util.tree_flatten_with_path(old)[0])
+    leaves, structure = jax.tree_util.tree_flatten_with_path(new)
+    return jax.tree.unflatten(structure, [known.get(path, leaf) for path, leaf in leaves])

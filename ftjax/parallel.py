@@ -46,24 +46,25 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
 class Compiled:
     """A step compiled once for every shape of batch it meets, with the time that took.
 
-    step: (state, batch) -> anything. donate: whether the state's buffers are reused for the result.
+    step: (*trees, batch) -> anything. donate: whether the first tree's buffers are reused for the result.
     """
 
-    def __init__(self, step: Callable[[Any, Any], Any], mesh: Mesh, *, donate: bool) -> None:
+    def __init__(self, step: Callable[..., Any], mesh: Mesh, *, donate: bool) -> None:
         self.mesh = mesh
         self.seconds = 0.0
-        self.programs: dict[tuple[int, ...], Any] = {}
+        self.programs: dict[tuple[Any, ...], Any] = {}
         self._jitted = jax.jit(step, donate_argnums=0 if donate else ())
 
-    def __call__(self, state: Any, batch: dict[str, np.ndarray]) -> Any:
-        """Run the program for this batch's shape; the batch is put on the devices first."""
+    def __call__(self, *arguments: Any) -> Any:
+        """Run the program for this batch's shapes; the batch is put on the devices first."""
+        *trees, batch = arguments
+        shapes = tuple((name, value.shape) for name, value in batch.items())
         sharded = shard_batch(batch, self.mesh)
-        shape = batch["input_ids"].shape
-        if shape not in self.programs:
+        if shapes not in self.programs:
             start = time.perf_counter()
-            self.programs[shape] = self._jitted.lower(state, sharded).compile()
+            self.programs[shapes] = self._jitted.lower(*trees, sharded).compile()
             self.seconds += time.perf_counter() - start
-        return self.programs[shape](state, sharded)
+        return self.programs[shapes](*trees, sharded)
 
 
 def pmap_step(step: Callable[..., Any], devices: Sequence[jax.Device] | None = None) -> Callable[[Any, Any], Any]:

@@ -14,7 +14,10 @@ import numpy as np
 from ftjax.config import TrainConfig, flag
 from ftjax.errors import InputError
 
-FREE = ("output", "resume", "json", "log_every", "save_every")
+FREE = (
+    *("output", "resume", "json", "log_every", "save_every"),
+    *("prefix_cache", "prefix_cache_memory_gb", "prefix_cache_disk_gb", "prefix_cache_dir"),
+)
 """Settings that may differ between a run and its resumption: they do not change the result."""
 
 

@@ -30,7 +30,8 @@ class TrainState:
     """Everything a step reads and writes, as one pytree; the last three fields are static.
 
     step: int32 scalar, how many updates have been made. key: the run's typed PRNG key; never changes, steps fold in.
-    trainable, frozen: disjoint dictionaries, dotted name -> float32 array. optimizer_state: of the trainable ones only.
+    trainable, frozen: disjoint dictionaries, dotted name -> array; what trains is float32. optimizer_state: of the
+    trainable ones only.
     objective, optimizer: what is minimised and how. microbatches: into how many parts a batch is cut (gradient
     accumulation); the result is that of the whole batch.
     """
@@ -58,9 +59,16 @@ def create_state(
     *,
     seed: int = 0,
     microbatches: int = 1,
+    precision: str = "float32",
 ) -> TrainState:
-    """The state before the first step. The arrays are copied: steps may donate the state and `params` stay valid."""
-    trainable, frozen = split({name: jnp.array(value, copy=True) for name, value in params.items()}, labels)
+    """The state before the first step. The arrays are copied: steps may donate the state and `params` stay valid.
+
+    precision: of the model's dot products. Frozen matrices are kept in it, since nothing reads them in more; frozen
+    vectors (biases, norms) take part in sums and stay float32, as does all that trains.
+    """
+    trainable, frozen = split(dict(params), labels)
+    trainable = {name: jnp.array(value, copy=True) for name, value in trainable.items()}
+    frozen = {name: jnp.array(value, precision if value.ndim > 1 else None, copy=True) for name, value in frozen.items()}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         key=jax.random.key(seed),
@@ -124,6 +132,14 @@ def train_step(state: TrainState, batch: Batch, *, axis_name: str | None = None)
         optimizer_state=optimizer_state,
     )
     return new, metrics
+
+
+def update(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, Metrics]:
+    """`train_step` with the frozen parameters apart (`state.frozen` is empty), so that a compiled step neither donates nor
+    returns them: those that the batch's `prefix` makes needless are then no argument of the program at all.
+    """
+    new, metrics = train_step(dataclasses.replace(state, frozen=frozen), batch)
+    return dataclasses.replace(new, frozen={}), metrics
 
 
 def microbatches(batch: Batch, number: int) -> Batch:

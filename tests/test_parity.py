@@ -61,7 +61,7 @@ def test_all_hidden_states_and_the_pooled_output(name, tmp_path):
     expected, pooled = torch_hidden_states(bert, inputs)
     loaded = load_pretrained(tmp_path)
     module = loaded.model.bind(loaded.params)
-    hidden = module.hidden_states(**inputs)
+    hidden = module.hidden_states(inputs)
     assert len(hidden) == len(expected) == bert.config.num_hidden_layers + 1
     for ours, theirs in zip(hidden, expected, strict=True):
         seen = inputs["attention_mask"][..., None] > 0
@@ -87,7 +87,7 @@ def test_a_classifier_trained_elsewhere_loads_here_and_the_reverse(tmp_path):
     assert loaded.labels == ("a", "b", "c")
     assert loaded.new == ()
     module = loaded.model.bind(loaded.params)
-    found = np.asarray(module.classify(module.hidden_states(**inputs)[-1]))
+    found = np.asarray(module.classify(module.hidden_states(inputs)[-1]))
     assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
 
     changed = {name: value * 1.01 for name, value in loaded.params.items()}
@@ -96,7 +96,7 @@ def test_a_classifier_trained_elsewhere_loads_here_and_the_reverse(tmp_path):
     assert not any(notes.values()), notes
     assert back.config.id2label == {0: "a", 1: "b", 2: "c"}
     module = loaded.model.bind(changed)
-    found = np.asarray(module.classify(module.hidden_states(**inputs)[-1]))
+    found = np.asarray(module.classify(module.hidden_states(inputs)[-1]))
     assert np.abs(found - torch_logits(back.eval(), inputs)).max() <= 1e-5 * np.abs(found).max()
 
 
@@ -109,7 +109,7 @@ def test_the_masked_lm_head_equals_pytorchs_and_exports_to_it(tmp_path):
     loaded = load_pretrained(tmp_path / "theirs", masked_lm=True)
     assert loaded.new == ()
     module = loaded.model.bind(loaded.params)
-    found = np.asarray(module.vocabulary_logits(module.hidden_states(**inputs)[-1]))
+    found = np.asarray(module.vocabulary_logits(module.hidden_states(inputs)[-1]))
     seen = inputs["attention_mask"][..., None] > 0
     expected = torch_logits(theirs, inputs)
     assert np.abs((found - expected) * seen).max() <= 1e-5 * np.abs(expected).max()

@@ -60,7 +60,7 @@ def test_hidden_states_of_minilm_equal_pytorchs_golden_values(minilm):
     @jax.jit
     def run(params):
         module = loaded.model.bind(params)
-        hidden = module.hidden_states(**inputs)
+        hidden = module.hidden_states(inputs)
         return hidden, module.pool(hidden[-1])
 
     hidden, pooled = run(loaded.params)

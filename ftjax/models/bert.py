@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ftjax.errors import InputError, did_you_mean
-from ftjax.models.layers import ACTIVATIONS, Dense, Embedding, LayerNorm, attention, attention_bias
+from ftjax.models.layers import ACTIVATIONS, Dense, Embedding, LayerNorm, attention
 from ftjax.random import dropout, fold_in
 
 
@@ -76,7 +76,7 @@ class BertEmbeddings(nnx.Module):
 
 
 class BertAttention(nnx.Module):
-    """Self-attention with its output projection: (batch, length, hidden) to the same."""
+    """Attention of queries (batch, queries, hidden) on (batch, length, hidden), projected: to the shape of the queries."""
 
     def __init__(self, config: BertConfig, dtype: jnp.dtype) -> None:
         size = config.hidden_size
@@ -85,11 +85,13 @@ class BertAttention(nnx.Module):
         self.dropout_rate = config.attention_probs_dropout_prob
         self.dtype = dtype
 
-    def __call__(self, hidden: jax.Array, bias: jax.Array, seeds: jax.Array | None) -> jax.Array:
-        split = (*hidden.shape[:2], self.heads, hidden.shape[2] // self.heads)
-        query, key, value = (project(hidden).reshape(split) for project in (self.query, self.key, self.value))
+    def __call__(self, queries: jax.Array, hidden: jax.Array, bias: jax.Array, seeds: jax.Array | None) -> jax.Array:
+        def by_head(x: jax.Array) -> jax.Array:
+            return x.reshape(*x.shape[:2], self.heads, x.shape[2] // self.heads)
+
+        query, key, value = by_head(self.query(queries)), by_head(self.key(hidden)), by_head(self.value(hidden))
         context = attention(query, key, value, bias, dropout_rate=self.dropout_rate, seeds=seeds, dtype=self.dtype)
-        return self.output(context.reshape(hidden.shape))
+        return self.output(context.reshape(queries.shape))
 
 
 class BertMLP(nnx.Module):
@@ -105,7 +107,11 @@ class BertMLP(nnx.Module):
 
 
 class BertLayer(nnx.Module):
-    """One transformer layer: attention and MLP, each with dropout, residual and layer norm after it."""
+    """One transformer layer: attention and MLP, each with dropout, residual and layer norm after it.
+
+    With `first_token` only the output of the first position is computed, (batch, 1, hidden): it attends to all the
+    others, but their own outputs would be read by nobody.
+    """
 
     def __init__(self, config: BertConfig, dtype: jnp.dtype) -> None:
         self.attention = BertAttention(config, dtype)
@@ -114,29 +120,30 @@ class BertLayer(nnx.Module):
         self.mlp_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.dropout_rate = config.hidden_dropout_prob
 
-    def __call__(self, hidden: jax.Array, bias: jax.Array, seeds: jax.Array | None) -> jax.Array:
+    def __call__(self, hidden: jax.Array, bias: jax.Array, seeds: jax.Array | None, *, first_token: bool = False) -> jax.Array:
         weights, after_attention, after_mlp = (None if seeds is None else fold_in(seeds, i) for i in range(3))
-        attended = self.attention(hidden, bias, weights)
-        hidden = self.attention_norm(hidden + dropout(attended, self.dropout_rate, after_attention))
+        queries = hidden[:, :1] if first_token else hidden
+        attended = self.attention(queries, hidden, bias, weights)
+        hidden = self.attention_norm(queries + dropout(attended, self.dropout_rate, after_attention))
         return self.mlp_norm(hidden + dropout(self.mlp(hidden), self.dropout_rate, after_mlp))
 
 
 class BertEncoder(nnx.Module):
-    """input_ids, attention_mask and token_type_ids (batch, length), int32, to all hidden states.
+    """Embeddings and layers, run one after the other by whoever needs their outputs.
 
-    The result is a tuple of num_hidden_layers + 1 float32 arrays (batch, length, hidden): the embeddings, then each
-    layer's output. `seeds` (uint32 (batch,), see `ftjax.random`) turns dropout on; None leaves it off.
+    `seeds` (uint32 (batch,), see `ftjax.random`) turns dropout on; None leaves it off.
     """
 
     def __init__(self, config: BertConfig, dtype: jnp.dtype) -> None:
         self.embeddings = BertEmbeddings(config)
         self.layers = nnx.List([BertLayer(config, dtype) for _ in range(config.num_hidden_layers)])
 
-    def __call__(
-        self, input_ids: jax.Array, attention_mask: jax.Array, token_type_ids: jax.Array, seeds: jax.Array | None
-    ) -> tuple[jax.Array, ...]:
-        bias = attention_bias(attention_mask)
-        hidden = [self.embeddings(input_ids, token_type_ids, seeds)]
-        for number, layer in enumerate(self.layers):
-            hidden.append(layer(hidden[-1], bias, None if seeds is None else fold_in(seeds, number)))
-        return tuple(hidden)
+    def embed(self, input_ids: jax.Array, token_type_ids: jax.Array, seeds: jax.Array | None) -> jax.Array:
+        """int32 (batch, length) each to float32 (batch, length, hidden), what the first layer takes."""
+        return self.embeddings(input_ids, token_type_ids, seeds)
+
+    def layer(
+        self, number: int, hidden: jax.Array, bias: jax.Array, seeds: jax.Array | None, *, first_token: bool = False
+    ) -> jax.Array:
+        """The output of layer `number` for its input (batch, length, hidden); bias as of `attention_bias`."""
+        return self.layers[number](hidden, bias, None if seeds is None else fold_in(seeds, number), first_token=first_token)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ftjax.models.bert import BertConfig, BertEncoder
-from ftjax.models.layers import ACTIVATIONS, Dense, LayerNorm, dot
+from ftjax.models.layers import ACTIVATIONS, Dense, LayerNorm, attention_bias, dot
 from ftjax.random import dropout, fold_in
 
 Classifier = Literal["pooled", "first-token"]
@@ -17,6 +18,12 @@ Classifier = Literal["pooled", "first-token"]
 first-token: dropout and a linear layer on `last_hidden_state[:, 0]`."""
 
 ENCODER_SEED, POOLED_SEED = 0, 1  # what `ftjax.random.fold_in` tells an example's uses of its seed apart by
+
+
+def leading(frozen: tuple[bool, ...]) -> int:
+    """How many layers have nothing but frozen stages before and in them; `frozen` lists the embeddings, then the layers."""
+    stages = next((i for i, off in enumerate(frozen) if not off), len(frozen))
+    return max(stages - 1, 0)
 
 
 class MaskedLMHead(nnx.Module):
@@ -36,10 +43,7 @@ class MaskedLMHead(nnx.Module):
 
 
 class TextModel(nnx.Module):
-    """An encoder and the heads asked for. Arrays are (batch, length) int32; seeds are uint32 (batch,).
-
-    With `train=True` dropout is on and needs `seeds`; with `train=False` the result is deterministic.
-    """
+    """An encoder and the heads asked for. With seeds (uint32 (batch,)) dropout is on; without, all is deterministic."""
 
     def __init__(
         self,
@@ -64,27 +68,42 @@ class TextModel(nnx.Module):
 
     def hidden_states(
         self,
-        input_ids: jax.Array,
-        attention_mask: jax.Array,
-        token_type_ids: jax.Array,
+        batch: Mapping[str, jax.Array],
         *,
-        train: bool = False,
         seeds: jax.Array | None = None,
-    ) -> tuple[jax.Array, ...]:
-        """All hidden states, float32 (batch, length, hidden) each: the embeddings, then every layer's output."""
-        if train and seeds is None:
-            raise ValueError("train=True needs seeds (uint32, one an example): see ftjax.random.example_seeds.")
-        encoder_seeds = fold_in(seeds, ENCODER_SEED) if train and seeds is not None else None
-        return self.encoder(input_ids, attention_mask, token_type_ids, encoder_seeds)
+        frozen: tuple[bool, ...] = (),
+        stop: int | None = None,
+        first_token: bool = False,
+    ) -> list[jax.Array]:
+        """Hidden states, float32 (batch, length, hidden) each: the embeddings, then every layer's output up to layer `stop`.
+
+        batch: `input_ids`, `token_type_ids` and `attention_mask`; or `prefix`, the hidden state from which to go on.
+            `prefix` is the output of as many layers as lead the list `frozen` (see `ftjax.models.Model.prefix_layers`).
+        seeds: uint32 (batch,) for dropout; None: the result is deterministic. frozen: for the embeddings and every
+            layer, whether its dropout is off in any case. first_token: the last layer's output is (batch, 1, hidden).
+        """
+        layers = len(self.encoder.layers)
+        frozen = frozen or (False,) * (layers + 1)
+        seeds = None if seeds is None else fold_in(seeds, ENCODER_SEED)
+        by_stage = [None if off else seeds for off in frozen]
+        if "prefix" in batch:
+            start, states = leading(frozen), [batch["prefix"]]
+        else:
+            start, states = 0, [self.encoder.embed(batch["input_ids"], batch["token_type_ids"], by_stage[0])]
+        bias = attention_bias(batch["attention_mask"]) if "attention_mask" in batch else jnp.zeros((0,))
+        for number in range(start, layers if stop is None else stop):
+            only = first_token and number == layers - 1
+            states.append(self.encoder.layer(number, states[-1], bias, by_stage[number + 1], first_token=only))
+        return states
 
     def pool(self, hidden: jax.Array) -> jax.Array:
         """BERT's pooler: last hidden state (batch, length, hidden) to tanh(dense(first token)), (batch, hidden)."""
         return jnp.tanh(self.pooler(hidden[:, 0]))
 
-    def classify(self, hidden: jax.Array, *, train: bool = False, seeds: jax.Array | None = None) -> jax.Array:
-        """Last hidden state (batch, length, hidden) to float32 logits (batch, labels)."""
+    def classify(self, hidden: jax.Array, *, seeds: jax.Array | None = None) -> jax.Array:
+        """Last hidden state (batch, length or 1, hidden) to float32 logits (batch, labels)."""
         first = self.pool(hidden) if self.pooled else hidden[:, 0]
-        return self.classifier(dropout(first, self.dropout_rate, fold_in(seeds, POOLED_SEED) if train else None))
+        return self.classifier(dropout(first, self.dropout_rate, None if seeds is None else fold_in(seeds, POOLED_SEED)))
 
     def vocabulary_logits(self, hidden: jax.Array) -> jax.Array:
         """Hidden states (..., hidden) to float32 logits over the vocabulary; give only the positions that need them."""

@@ -36,15 +36,26 @@ def dot(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Array:
 
 
 class Dense(nnx.Module):
-    """x (..., features_in) to float32 (..., features_out): x @ kernel + bias."""
+    """x (..., features_in) to float32 (..., features_out): x @ kernel + bias, and scale · (x @ lora_a) @ lora_b with LoRA."""
 
     def __init__(self, features_in: int, features_out: int, dtype: jnp.dtype) -> None:
         self.kernel = nnx.Param(jnp.zeros((features_in, features_out)))
         self.bias = nnx.Param(jnp.zeros((features_out,)))
         self.dtype = dtype
+        self.lora_scale = 0.0
+
+    def add_lora(self, rank: int, scale: float) -> None:
+        """Two small matrices beside the kernel (Hu et al., 2021, https://arxiv.org/abs/2106.09685)."""
+        features_in, features_out = self.kernel.shape
+        self.lora_a = nnx.Param(jnp.zeros((features_in, rank)))
+        self.lora_b = nnx.Param(jnp.zeros((rank, features_out)))
+        self.lora_scale = scale
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = dot("...i,io->...o", x, self.kernel[...], self.dtype)
+        if self.lora_scale:
+            low = dot("...i,ir->...r", x, self.lora_a[...], self.dtype)
+            y += self.lora_scale * dot("...r,ro->...o", low, self.lora_b[...], self.dtype)
         return y + jnp.broadcast_to(self.bias[...].astype(y.dtype), y.shape)
 
 

@@ -18,7 +18,9 @@ from ftjax.random import example_seeds, fold_in
 
 Batch = dict[str, jax.Array]
 """input_ids, attention_mask, token_type_ids: int32 (batch, length); labels: int32 (batch,), -100 where there is none;
-example_ids: int32 (batch,), which example of the data set a row is (-1: a row that only fills the batch)."""
+example_ids: int32 (batch,), which example of the data set a row is (-1: a row that only fills the batch).
+`prefix`, float32 (batch, length or 1, hidden), takes the place of the tokens where the output of the model's frozen layers
+is known already (see `ftjax.prefix`)."""
 
 Average = tuple[jax.Array, jax.Array]
 """(sum, weight), float32 scalars; the average is sum / weight once everything has been added up."""

@@ -23,11 +23,9 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.
 
 def class_logits(model: Model, params: Params, batch: Batch, seeds: jax.Array | None) -> jax.Array:
     """float32 (batch, classes); with seeds the model is in training mode."""
-    module, train = model.bind(params), seeds is not None
-    hidden = module.hidden_states(
-        batch["input_ids"], batch["attention_mask"], batch["token_type_ids"], train=train, seeds=seeds
-    )
-    return module.classify(hidden[-1], train=train, seeds=seeds)
+    module = model.bind(params)
+    hidden = module.hidden_states(batch, seeds=seeds, frozen=model.frozen, first_token=True)
+    return module.classify(hidden[-1], seeds=seeds)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -82,13 +82,11 @@ class MaskedLM:
             vocab_size=self.model.config.vocab_size,
             probability=self.probability,
         )
-        module, train = self.model.bind(params), seeds is not None
+        module = self.model.bind(params)
         hidden = module.hidden_states(
-            masked.input_ids,
-            batch["attention_mask"],
-            batch["token_type_ids"],
-            train=train,
+            {**batch, "input_ids": masked.input_ids},
             seeds=None if seeds is None else fold_in(seeds, MODEL_SEED),
+            frozen=self.model.frozen,
         )
         logits = module.vocabulary_logits(jnp.take_along_axis(hidden[-1], masked.positions[..., None], axis=1))
         losses, weights = cross_entropy(logits, masked.labels)

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from ftjax.errors import InputError, did_you_mean
-from ftjax.models import BertConfig, Classifier, Model, Params, build, initial_value
+from ftjax.models import BertConfig, Classifier, Lora, Model, Params, build, initial_value, with_lora
 from ftjax.pretrained.hub import model_directory
 from ftjax.pretrained.names import TABLES, NameTable
 from ftjax.pretrained.tensors import read_json, read_tensors
@@ -162,10 +162,7 @@ def load_pretrained(
     if lost := [name for name in new if name.startswith("encoder.")]:
         raise InputError(f"{directory}: missing weights: {_some([table.theirs(name)[0] for name in lost])}.")
 
-    key = jax.random.key(seed)
-    for name in new:
-        named_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
-        params[name] = initial_value(name, model.shapes[name].shape, named_key, config.initializer_range)
+    params |= _initialised(model, new, seed)
     return Pretrained(
         directory=directory,
         model=model,
@@ -178,6 +175,22 @@ def load_pretrained(
         classifier=kind,
         raw_config=raw_config,
     )
+
+
+def add_lora(pretrained: Pretrained, lora: Lora, *, seed: int = 0) -> Pretrained:
+    """The same with new low-rank matrices, which change nothing before they are trained."""
+    model = with_lora(pretrained.model, lora)
+    new = [name for name in model.shapes if name not in pretrained.params]
+    params = {**pretrained.params, **_initialised(model, new, seed)}
+    return dataclasses.replace(
+        pretrained, model=model, params={name: params[name] for name in model.shapes}, new=(*pretrained.new, *new)
+    )
+
+
+def _initialised(model: Model, names: list[str], seed: int) -> Params:
+    key = jax.random.key(seed)
+    keys = {name: jax.random.fold_in(key, zlib.crc32(name.encode())) for name in names}
+    return {n: initial_value(n, model.shapes[n].shape, k, model.config.initializer_range) for n, k in keys.items()}
 
 
 def _some(items: list[str], most: int = 5) -> str:

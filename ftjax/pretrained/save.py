@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ftjax.models import Params
+from ftjax.models import Params, merge_lora
 from ftjax.pretrained.load import Pretrained
 from ftjax.pretrained.names import TABLES
 from ftjax.pretrained.tensors import write_tensors
@@ -21,14 +21,15 @@ def save_pretrained(pretrained: Pretrained, params: Params, directory: str | Pat
     """Write config.json, model.safetensors and the tokenizer's files.
 
     trained: the parameters come out of fine-tuning: float32 where a value changed, the files' own dtype where it did
-        not, and without the heads that the task does not use. False: an untouched model, every tensor of the original
-        files again under its own name, bit for bit.
+        not, low-rank matrices merged into their kernels, and without the heads that the task does not use. False: an
+        untouched model, every tensor of the original files again under its own name, bit for bit.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     table = TABLES[pretrained.raw_config["model_type"]]
     has_head = bool(pretrained.labels)
     prefixed = (has_head or "masked_lm.bias" in params) if trained else not pretrained.base_only
+    params = merge_lora(pretrained.model, params)
     tensors: dict[str, np.ndarray] = {}
     for ours, value in params.items():
         if (ours in pretrained.new and not trained) or (ours.startswith("masked_lm.") and trained and has_head):
