@@ -13,7 +13,7 @@ from typing import Any
 
 import tyro
 
-from ftjax.config import CompareConfig, TrainConfig
+from ftjax.config import CompareConfig, Parameters, TrainConfig
 from ftjax.errors import InputError, Stopped
 
 
@@ -88,6 +88,7 @@ COMMANDS = {
     "compare": CompareConfig,
     "evaluate": Evaluate,
     "predict": Predict,
+    "parameters": Parameters,
     "export": Export,
     "doctor": Doctor,
 }
@@ -130,6 +131,14 @@ def run(command: Any) -> None:
                     print(f"{name:10} {value:.4f}" if isinstance(value, float) else f"{name:10} {value:,}")
         case Predict():
             predict(command)
+        case Parameters():
+            from ftjax.parameters import describe, show
+
+            found = describe(command)
+            if command.json:
+                print_json(found)
+            else:
+                show(found)
         case Export():
             from ftjax.loop import export
 
@@ -220,6 +229,14 @@ class LoopPolicy(asyncio.DefaultEventLoopPolicy):
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command and exit: 0 done, 2 a mistake in the input, 75 stopped by a signal after saving."""
+    try:
+        _main(arguments)
+    except BrokenPipeError:  # whoever read our output, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
+
+
+def _main(arguments: list[str] | None) -> None:
     command = tyro.extras.subcommand_cli_from_dict(
         COMMANDS,
         prog="ftjax",

@@ -253,6 +253,34 @@ class CompareConfig(TrainConfig):
             self.of(method).check()
 
 
+@dataclasses.dataclass(frozen=True)
+class Parameters:
+    """Show what a choice of --train-parameters means: every parameter's treatment, and the memory that choices need."""
+
+    model: str
+    """Directory of a Hugging Face model, or its hub id."""
+    train_parameters: str = "all"
+    """What trains, as in ftjax train."""
+    learning_rate: float = 5e-5
+    """Peak learning rate; the table shows each parameter's own."""
+    weight_decay: float = 0.01
+    """AdamW's decoupled weight decay; never on biases and norms, unless a rule says so."""
+    layer_decay: float = 1.0
+    """Multiplies the learning rate once for every layer between a parameter and the head."""
+    lora_alpha: float = 16.0
+    """With lora:R, the low-rank product is multiplied by alpha / R."""
+    lora_targets: str = r"attention\.(query|value)"
+    """With lora:R, the dense layers that get low-rank matrices."""
+    classifier: Literal["pooled", "first-token"] = "pooled"
+    """Head, as in ftjax train."""
+    num_labels: int = 2
+    """Classes of the head that would be added, where the model has none."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Operands of dot products; frozen matrices are kept in it."""
+    json: bool = False
+    """Print one JSON object on stdout and nothing else."""
+
+
 def flag(name: str) -> str:
     """Field name to flag: `batch_size` to `--batch-size`."""
     return "--" + name.replace("_", "-")

@@ -43,6 +43,21 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
     return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(DATA)))
 
 
+def data_parallel(step: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """(*trees, batch) -> result of a step with an `axis_name`, the batch's rows spread over the mesh, the rest replicated.
+
+    Each device runs the step on its rows and what must be summed is summed by the step itself, once. (Left to the
+    partitioner, gradients were summed over devices in every microbatch.)
+    """
+
+    def run(*arguments: Any) -> Any:
+        specs = (*[PartitionSpec()] * (len(arguments) - 1), PartitionSpec(DATA))
+        mapped = functools.partial(step, axis_name=DATA)
+        return jax.shard_map(mapped, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)(*arguments)
+
+    return run
+
+
 class Compiled:
     """A step compiled once for every shape of batch it meets, with the time that took.
 

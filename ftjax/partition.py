@@ -219,7 +219,7 @@ def treat(names: Iterable[str], spec: str, *, layers: int, always: Iterable[str]
         expression = _expression(rule, layers)
         matched = [name for name in names if re.fullmatch(expression, name)]
         if not matched:
-            near = did_you_mean(rule.spelled.partition(":")[2] or rule.spelled, names)
+            near = did_you_mean(rule.spelled.partition(":")[2] or rule.spelled, [*names, *KNOWN])
             spelled = "" if rule.where.startswith("--") else f" {rule.spelled}"
             raise InputError(f"{rule.where}{spelled}: matches no parameter.{near or f' Names look like {names[0]}.'}")
         for name in matched:

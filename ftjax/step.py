@@ -85,7 +85,8 @@ def train_step(state: TrainState, batch: Batch, *, axis_name: str | None = None)
     """One update. Pure: compile it with `jax.jit(train_step, donate_argnums=0)`, or see `ftjax.parallel`.
 
     batch: see `ftjax.objectives.Batch`; its size must be a multiple of `state.microbatches`.
-    axis_name: the pmap axis to sum over; under jit leave it None, sums there are global already.
+    axis_name: the axis of pmap or shard_map to sum over (see `ftjax.parallel.data_parallel`); under plain jit leave it
+        None, sums there are global already.
     metrics: each a (sum, weight) of float32 scalars: `loss`, every term as NAME_loss, the terms' own metrics,
         `gradient_norm` (before clipping).
 
@@ -134,11 +135,11 @@ def train_step(state: TrainState, batch: Batch, *, axis_name: str | None = None)
     return new, metrics
 
 
-def update(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, Metrics]:
+def update(state: TrainState, frozen: Params, batch: Batch, *, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
     """`train_step` with the frozen parameters apart (`state.frozen` is empty), so that a compiled step neither donates nor
     returns them: those that the batch's `prefix` makes needless are then no argument of the program at all.
     """
-    new, metrics = train_step(dataclasses.replace(state, frozen=frozen), batch)
+    new, metrics = train_step(dataclasses.replace(state, frozen=frozen), batch, axis_name=axis_name)
     return dataclasses.replace(new, frozen={}), metrics
 
 

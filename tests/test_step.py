@@ -17,7 +17,7 @@ from ftjax.objectives import Term, average, measure
 from ftjax.objectives.classification import Classification, cross_entropy
 from ftjax.objectives.masked_lm import MaskedLM, mask_tokens
 from ftjax.optimizer import adamw, learning_rate_schedule
-from ftjax.parallel import Compiled, data_mesh, pmap_step, replicate, stack_state
+from ftjax.parallel import Compiled, data_mesh, data_parallel, pmap_step, replicate, stack_state
 from ftjax.partition import label
 from ftjax.random import example_seeds
 from ftjax.step import create_state, train_step
@@ -200,7 +200,7 @@ def test_eight_devices_equal_one(spec, microbatches):
 
     def train(devices):
         mesh = data_mesh(devices)
-        step = Compiled(train_step, mesh, donate=True)
+        step = Compiled(data_parallel(train_step, mesh), mesh, donate=True)
         state = replicate(make_state(spec, microbatches=microbatches, optimizer=optax.sgd(0.1)), mesh)
         history = []
         for batch in batches:

@@ -1,0 +1,141 @@
+"""What trains when: a run's stages, the low-rank matrices they ask for, and what their state takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+
+import jax.numpy as jnp
+import optax
+
+from ftjax.config import TrainConfig
+from ftjax.errors import InputError, did_you_mean
+from ftjax.models import Lora, Model
+from ftjax.objectives import Objective
+from ftjax.optimizer import adamw, learning_rate_schedule
+from ftjax.partition import Labels, Treatments, count, labels_of, lora_part, split, treat, without_lora
+from ftjax.pretrained.load import Pretrained, add_lora
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What trains from a step on, and everything that follows from it. Without --unfreeze a run has one stage.
+
+    model: with dropout off where nothing trains. prefix: whether its first layers are frozen and their output is all
+    that the objective reads of them, so that they need not be part of the step.
+    """
+
+    from_step: int
+    spec: str
+    treatments: Treatments
+    model: Model
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    prefix: bool
+
+    @property
+    def labels(self) -> Labels:
+        """Label of every parameter."""
+        return labels_of(self.treatments)
+
+
+def new_heads(pretrained: Pretrained) -> list[str]:
+    """Parameters that the checkpoint did not have and that train whatever is asked for; low-rank matrices change nothing."""
+    return [name for name in pretrained.new if not name.endswith((".lora_a", ".lora_b"))]
+
+
+def stages_of(
+    config: TrainConfig, pretrained: Pretrained, objective: Callable[[Model], Objective], steps_per_epoch: int
+) -> tuple[Stage, ...]:
+    """The stages of a run. Each trains what the one before it did, with the same treatment, and more."""
+    names, layers = pretrained.model.shapes, pretrained.model.config.num_hidden_layers
+    schedule = learning_rate_schedule(
+        config.learning_rate, steps=config.epochs * steps_per_epoch, warmup_steps=config.warmup_steps, schedule=config.schedule
+    )
+    stages: list[Stage] = []
+    known: Treatments = {}
+    for epoch, spec in config.stages:
+        step = epoch * steps_per_epoch
+        chosen = treat(names, spec, layers=layers, always=new_heads(pretrained), layer_decay=config.layer_decay)
+        for name, before in known.items():
+            now = dataclasses.replace(chosen[name], from_step=before.from_step)
+            if now != before:
+                what = "trains it otherwise" if now.trained else "freezes it again"
+                raise InputError(f"--unfreeze {epoch}={spec}: {name} trains already and this {what}; stages may only add.")
+            chosen[name] = now
+        if stages and set(known) == {name for name, treatment in chosen.items() if treatment.trained}:
+            raise InputError(f"--unfreeze {epoch}={spec}: trains nothing that did not train before.")
+        for name, treatment in chosen.items():
+            if treatment.trained and name not in known:
+                known[name] = chosen[name] = dataclasses.replace(treatment, from_step=step)
+        model = pretrained.model if config.frozen_dropout else pretrained.model.freeze(known)
+        terms = objective(model)
+        optimizer = adamw(known, schedule, weight_decay=config.weight_decay, max_gradient_norm=config.max_gradient_norm or None)
+        prefix = model.prefix_layers > 0 and [term.name for term in terms] == ["classification"]
+        stages.append(Stage(step, spec, dict(chosen), model, terms, optimizer, prefix))
+    return tuple(stages)
+
+
+def choose_lora(pretrained: Pretrained, specs: Sequence[str], *, alpha: float, targets: str, seed: int) -> Pretrained:
+    """The model with the low-rank matrices that --train-parameters and --unfreeze ask for, beside kernels that stay frozen.
+
+    targets: a regular expression over names within a layer, such as attention.query.
+    """
+    ranks = {rank for spec in specs if (rank := lora_part(spec)) is not None}
+    if not ranks:
+        return pretrained
+    if len(ranks) > 1:
+        raise InputError("--unfreeze: the stages give lora two ranks; give one.")
+    names, layers = list(pretrained.model.shapes), pretrained.model.config.num_hidden_layers
+    trained = set().union(*(without_lora(spec, names, layers=layers) for spec in specs))
+    try:
+        wanted = re.compile(rf"encoder\.layers\.\d+\.({targets})")
+    except re.error as error:
+        raise InputError(f"--lora-targets {targets}: not a regular expression ({error}).") from None
+    dense = [name.removesuffix(".kernel") for name in names if name.endswith(".kernel") and name.startswith("encoder.")]
+    matched = [name for name in dense if wanted.fullmatch(name)]
+    modules = tuple(name for name in matched if f"{name}.kernel" not in trained)
+    if not modules:
+        why = "match only layers that train themselves" if matched else "match no dense layer"
+        near = did_you_mean(targets, {name.split(".", 3)[-1] for name in dense})
+        raise InputError(f"--lora-targets {targets}: {why}.{'' if matched else near}")
+    return add_lora(pretrained, Lora(ranks.pop(), alpha, modules), seed=seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """What training keeps, besides activations: parameters (numbers) and bytes."""
+
+    trained: int
+    frozen: int
+    parameters_bytes: int
+    gradients_bytes: int
+    moments_bytes: int
+
+    @property
+    def bytes(self) -> int:
+        """All of it."""
+        return self.parameters_bytes + self.gradients_bytes + self.moments_bytes
+
+    def line(self, spec: str) -> str:
+        """For the log."""
+        return (
+            f"{self.trained:,} parameters, {self.frozen:,} frozen ({spec}). The state takes "
+            f"{gigabytes(self.parameters_bytes + self.moments_bytes)}: {gigabytes(self.parameters_bytes)} parameters, "
+            f"{gigabytes(self.moments_bytes)} AdamW moments; gradients {gigabytes(self.gradients_bytes)} more."
+        )
+
+
+def memory(model: Model, labels: Labels) -> Memory:
+    """The memory of a state: what trains in float32 with a gradient and two moments, frozen matrices in the compute dtype."""
+    trainable, frozen = split(model.shapes, labels)
+    width = jnp.dtype(dict(model.heads)["precision"]).itemsize
+    kept = sum(value.size * (width if len(value.shape) > 1 else 4) for value in frozen.values())
+    trained = count(trainable)
+    return Memory(trained, count(frozen), 4 * trained + kept, 4 * trained, 8 * trained)
+
+
+def gigabytes(number: int) -> str:
+    """Bytes for people."""
+    return f"{number / 1e9:.2f} GB"
