@@ -62,7 +62,7 @@ def test_train_prints_one_object_and_says_what_trains(trained):
     assert result["trained_parameters"] + result["frozen_parameters"] == sum(t.size for t in tensors.values())
     assert f"Training {result['trained_parameters']:,} parameters, {result['frozen_parameters']:,} frozen" in log
     assert "Not in the checkpoint, initialised and trained: classifier.bias, classifier.kernel" in log
-    assert set(result["seconds"]) == {"load", "compile", "data_wait", "step", "eval", "save"}
+    assert set(result["seconds"]) == {"load", "compile", "prefix", "data_wait", "step", "eval", "save"}
 
 
 def test_evaluate_predict_and_export_agree_with_the_run(trained, few_reviews, tmp_path, capsys):
@@ -128,6 +128,48 @@ def test_self_supervised_learns_without_any_label(tiny_bert, few_reviews, tmp_pa
     assert not any("classification_loss" in line for line in lines)
 
 
+def test_parameters_shows_what_would_happen_to_each_and_what_choices_cost(tiny_bert, trained, tmp_path, capsys):
+    arguments = ["parameters", "--model", str(tiny_bert), "--train-parameters", "last:1,lora:2", "--layer-decay", "0.5"]
+    main([*arguments, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    rows = {row["name"]: row for row in found["parameters"]}
+    assert rows["encoder.layers.1.mlp.up.kernel"] == {
+        **{"name": "encoder.layers.1.mlp.up.kernel", "shape": [16, 32], "count": 512, "trained": True, "new": False},
+        **{"learning_rate": 2.5e-5, "weight_decay": 0.01},
+    }
+    assert rows["encoder.layers.0.attention.query.lora_a"]["learning_rate"] == 1.25e-5
+    assert rows["classifier.bias"]["new"] and rows["classifier.bias"]["weight_decay"] == 0
+    assert rows["encoder.embeddings.word.embedding"]["learning_rate"] is None
+    memory = {row["train_parameters"]: row for row in found["memory"]}
+    asked, everything = memory["last:1,lora:2"], memory["all"]
+    assert asked["trained_parameters"] == sum(row["count"] for row in rows.values() if row["trained"])
+    assert everything["bytes"] == 4 * 4 * everything["trained_parameters"]
+    assert asked["moments_bytes"] == 8 * asked["trained_parameters"]
+
+    main(arguments)
+    shown = capsys.readouterr().out
+    assert "encoder.layers.0.attention.query.lora_a (new)" in shown and "16 x 2" in shown
+    assert "Did you mean 'head'?" in fail(capsys, "parameters", "--model", tiny_bert, "--train-parameters", "haed")
+    main(["parameters", "--model", str(trained[0] / "model"), "--json"])
+    assert not any(row["new"] for row in json.loads(capsys.readouterr().out)["parameters"])
+
+
+def test_rules_and_low_rank_matrices_in_a_run(tiny_bert, few_reviews, tmp_path):
+    rules = tmp_path / "rules.txt"
+    rules.write_text("lora:2 trained learning-rate=3\nlast:1 trained weight-decay=0\nhead trained\n.* frozen\n")
+    done = run_command(
+        *("train", "--model", tiny_bert, "--train-file", few_reviews["train"], "--eval-file", few_reviews["eval"], "--json"),
+        *("--output", tmp_path / "run", *TINY, "--method", "partial", "--train-parameters", f"rules:{rules}"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "LoRA of rank 2, scale 8, beside 2 kernels" in done.stderr
+    before, after = (load_file(d / "model.safetensors") for d in (tiny_bert, tmp_path / "run" / "model"))
+    same = {name for name, value in before.items() if np.array_equal(value, after[f"bert.{name}"])}
+    layer = "encoder.layer.0.attention.self"
+    assert {f"{layer}.key.weight", f"{layer}.query.bias", "embeddings.word_embeddings.weight"} <= same
+    assert not {f"{layer}.query.weight", f"{layer}.value.weight", "encoder.layer.1.output.dense.weight"} & same
+
+
 def test_doctor_and_help():
     doctor = run_command("doctor", "--json")
     assert doctor.returncode == 0
@@ -147,6 +189,30 @@ FLAGS = {
     "partial with all": ({"method": "partial", "train_parameters": "all"}, (), "--method full"),
     "unknown part": ({"method": "partial", "train_parameters": "heda"}, (), "Did you mean 'head'?"),
     "part of no layer": ({"method": "partial", "train_parameters": "last:9"}, (), "from 1 to 2"),
+    "part of all layers": ({"method": "partial", "train_parameters": "top:1.5"}, (), "at most 1"),
+    "lora without a rank": ({"method": "partial", "train_parameters": "lora:"}, (), "lora:R"),
+    "lora on nothing": (
+        {"method": "partial", "train_parameters": "lora:2", "lora_targets": "querry"},
+        (),
+        "match no dense layer",
+    ),
+    "lora on what trains": ({"method": "partial", "train_parameters": "lora:2,attention"}, (), "train themselves"),
+    "no rules": ({"method": "partial", "train_parameters": "rules:none.txt"}, (), "No such file"),
+    "unfreezing all": ({"unfreeze": "1=head", "epochs": "2"}, (), "--method partial"),
+    "unfreezing unspelled": ({"method": "partial", "unfreeze": "head"}, (), "EPOCH=SPEC"),
+    "unfreezing too late": ({"method": "partial", "unfreeze": "1=all"}, (), "--epochs 1"),
+    "unfreezing nothing": (
+        {"method": "partial", "train_parameters": "last:1,head", "unfreeze": "1=last:1,head", "epochs": "2"},
+        (),
+        "trains nothing that did not train before",
+    ),
+    "freezing again": (
+        {"method": "partial", "train_parameters": "last:1,head", "unfreeze": "1=head", "epochs": "2"},
+        (),
+        "stages may only add",
+    ),
+    "layer decay": ({"layer_decay": "0"}, (), "--layer-decay 0"),
+    "cache of a negative size": ({"prefix_cache_disk_gb": "-1"}, (), "--prefix-cache-disk-gb"),
     "lambda elsewhere": ({"self_supervised_weight": "0.1"}, (), "needs --method self-supervised"),
     "negative lambda": ({"method": "self-supervised", "self_supervised_weight": "-1"}, (), "--self-supervised-weight -1"),
     "infinite lambda": ({"method": "self-supervised", "self_supervised_weight": "inf"}, (), "--self-supervised-weight inf"),

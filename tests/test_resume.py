@@ -148,3 +148,28 @@ def test_another_runs_directory_is_not_touched(arguments, reference, tmp_path):
     assert fresh.returncode == 2
     assert "--resume" in fresh.stderr
     assert content(reference) == before
+
+
+def test_killed_across_stages_and_with_a_prefix_cache(tiny_bert, few_reviews, tmp_path):
+    """Gradual unfreezing: what is restored is of the stage it was saved in, and the cache is made anew."""
+    arguments = [
+        *("train", "--method", "partial", "--train-parameters", "head", "--unfreeze", "2=last:1,head", "3=all"),
+        *("--model", tiny_bert, "--train-file", few_reviews["train"], "--eval-file", few_reviews["eval"], "--epochs", 4),
+        *("--batch-size", 10, "--save-every", 4, "--log-every", 1, "--buckets", 1, "--learning-rate", "1e-3", "--resume"),
+        *("--max-length", 64, "--prefix-cache", "disk", "--prefix-cache-dir", tmp_path / "cache"),
+    ]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    done = run_command(*arguments, "--output", whole)
+    assert done.returncode == 0, done.stderr
+    assert "From here on trains last:1,head" in done.stderr and "From here on trains all" in done.stderr
+    assert "The first 2 of 2 layers are frozen" in done.stderr and "kept in" in done.stderr
+    for step in (8, 14, 20):  # in the first stage, in the second, in the third
+        status, stderr = interrupt(arguments, killed, signal.SIGKILL, logged(killed, step))
+        assert status == -signal.SIGKILL, stderr
+    done = run_command(*arguments, "--output", killed)
+    assert done.returncode == 0, done.stderr
+    assert content(killed) == content(whole)
+    exported = tmp_path / "model"
+    done = run_command("export", "--checkpoint", whole, "--output", exported)
+    assert done.returncode == 0, done.stderr
+    assert (exported / "model.safetensors").read_bytes() == (whole / "model" / "model.safetensors").read_bytes()
