@@ -234,7 +234,7 @@ def _open(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
     """The file's array if it is whole and of this shape."""
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError):
+    except (OSError, ValueError, EOFError):
         return None
     return found if found.shape == shape and found.dtype == np.float32 else None
 

@@ -7,6 +7,7 @@ Modules declare parameters of the right shape and hold nothing else; values come
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -15,8 +16,27 @@ from flax import nnx
 
 from ftjax.random import dropout
 
+
+@jax.custom_vjp
+def gelu(x: jax.Array) -> jax.Array:
+    """x Φ(x), exactly (Hendrycks & Gimpel, 2016), by erf as PyTorch has it; the derivative is kept for the backward pass.
+
+    `jax.nn.gelu` goes through erfc and computes it twice; on a CPU this one is about twice as fast.
+    """
+    return 0.5 * x * (1.0 + jax.lax.erf(x * math.sqrt(0.5)))
+
+
+def _gelu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    cumulative = 0.5 * (1.0 + jax.lax.erf(x * math.sqrt(0.5)))
+    density = jnp.exp(-0.5 * x * x) * (1.0 / math.sqrt(2.0 * math.pi))
+    return x * cumulative, cumulative + x * density
+
+
+gelu.defvjp(_gelu_forward, lambda derivative, g: (g * derivative,))
+
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu": gelu,
     "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
     "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "relu": jax.nn.relu,

@@ -60,6 +60,17 @@ def measure(
     return losses, metrics
 
 
+def rows(batch: Batch, *, all_rows: bool = False) -> jax.Array:
+    """Which rows a term without labels is about, float32 (batch,): 1 for those without a label, or for all; 0 for filler."""
+    real = batch["example_ids"] >= 0
+    return (real & (all_rows | (batch["labels"] < 0))).astype(jnp.float32)
+
+
+def fixed_seeds(batch: Batch) -> jax.Array:
+    """Seeds of the examples alone, the same at every step and in every run: uint32 (batch,)."""
+    return batch["example_ids"].astype(jnp.uint32)
+
+
 def average(pair: Average) -> jax.Array:
     """sum / weight, and 0 where nothing carried weight."""
     total, weight = pair

@@ -1,0 +1,28 @@
+"""Whose predictions are the targets of `consistency` and `pseudo_label`: the student's own, or a mean teacher's.
+
+A mean teacher (Tarvainen & Valpola, 2017, https://arxiv.org/abs/1703.01780) has an average of the student's parameters
+over the steps. Parameters are one flat dictionary and a model takes from it what it knows, so the averages can ride
+in it under names with a prefix: `teacher.encoder...`. Then a loss stays a function of (params, batch, seeds), the
+averages are frozen parameters to the step, and only what trains needs one. Nothing here makes or updates them.
+"""
+
+from __future__ import annotations
+
+import jax
+
+from ftjax.models import Model, Params
+from ftjax.objectives import Batch
+from ftjax.objectives.classification import class_logits
+
+PREFIX = "teacher."
+
+
+def teacher_params(params: Params) -> Params:
+    """The student's parameters, with those in their place that have an average: names `teacher.NAME`."""
+    student = {name: value for name, value in params.items() if not name.startswith(PREFIX)}
+    return student | {name.removeprefix(PREFIX): value for name, value in params.items() if name.startswith(PREFIX)}
+
+
+def teacher_logits(model: Model, params: Params, batch: Batch) -> jax.Array:
+    """Class logits of the teacher, float32 (batch, classes): no gradient goes through them, dropout is off."""
+    return jax.lax.stop_gradient(class_logits(model, teacher_params(params), batch, None))
