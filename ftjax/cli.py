@@ -76,6 +76,16 @@ class Export:
 
 
 @dataclasses.dataclass(frozen=True)
+class Report:
+    """Write one page over several finished runs: which is best, at what cost, and what it rests on."""
+
+    run: tyro.conf.Positional[tuple[Path, ...]]
+    """Directories of finished runs (--output of ftjax train)."""
+    output: Path = Path("report.html")
+    """File to write; an earlier report is replaced, nothing else is."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Doctor:
     """Say what this machine has, what is missing and what to do about it."""
 
@@ -90,6 +100,7 @@ COMMANDS = {
     "predict": Predict,
     "parameters": Parameters,
     "export": Export,
+    "report": Report,
     "doctor": Doctor,
 }
 
@@ -144,6 +155,18 @@ def run(command: Any) -> None:
 
             export(command.checkpoint, command.output)
             print(f"Model: {command.output}", file=sys.stderr)
+        case Report():
+            from ftjax.report import read_run, table, write_report
+            from ftjax.terminal import Terminal
+
+            if command.output.exists() and (command.output.is_dir() or command.output.suffix != ".html"):
+                raise InputError(f"--output {command.output}: exists and is not a report; choose another file, such as a.html.")
+            if not command.output.parent.is_dir():
+                raise InputError(f"--output {command.output}: its directory does not exist.")
+            write_report(command.run, command.output)
+            terminal = Terminal()
+            terminal.console.print(table([read_run(directory) for directory in command.run]))
+            terminal.say(f"Report: {command.output}")
         case Doctor():
             from ftjax.doctor import examine
 

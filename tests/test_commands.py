@@ -115,6 +115,18 @@ def test_compare_runs_all_methods_prints_a_table_and_is_safe_to_run_again(tiny_b
     assert second.returncode == 0, second.stderr
     assert json.loads(second.stdout) == results
 
+    page = tmp_path / "page.html"
+    shown = run_command("report", tmp_path / "c" / "full", tmp_path / "c" / "partial", "--output", page)
+    assert shown.returncode == 0, shown.stderr
+    assert "accuracy" in shown.stderr and "What it cost" in page.read_text(encoding="utf-8")
+    for wrong, words in (
+        ((tmp_path, "--output", page), "not a run of ftjax"),
+        ((tmp_path / "c" / "full", "--output", few_reviews["train"]), "is not a report"),
+        ((tmp_path / "c" / "full", "--output", tmp_path / "no" / "page.html"), "does not exist"),
+    ):
+        failed = run_command("report", *wrong)
+        assert failed.returncode == 2 and words in failed.stderr and "Traceback" not in failed.stderr
+
 
 def test_self_supervised_learns_without_any_label(tiny_bert, few_reviews, tmp_path):
     done = run_command(

@@ -361,6 +361,13 @@ def test_page_says_what_matters(text: str):
     assert "ftjax train --model organisation/small-bert --train-file 'my <file>.csv'" in said
 
 
+def test_score_over_training_time_is_drawn_where_two_runs_can_be_compared(runs: list[RunRecord], text: str):
+    assert "<h2>What it cost</h2>" in text and "training time (s)" in text
+    assert "What it cost" not in html(runs[:1])
+    timeless = [dataclasses.replace(run, result={k: v for k, v in run.result.items() if k != "train_seconds"}) for run in runs]
+    assert "What it cost" not in html(timeless)
+
+
 def test_same_runs_give_the_same_bytes(runs: list[RunRecord], text: str):
     assert text == html([read_run(run.directory) for run in runs])
 

@@ -14,7 +14,7 @@ from ftjax.report.answer import answer, caution
 from ftjax.report.figures import COLOURS, Series, curve, draw, value_of
 from ftjax.report.formats import MISSING, duration, finite, integer, percent
 from ftjax.report.markup import STYLE, Html, escape, join, tag
-from ftjax.report.runs import RunRecord, best, names, read_run
+from ftjax.report.runs import RunRecord, best, measure, names, read_run
 from ftjax.report.tables import comparison
 
 MOST_LABELS = 12
@@ -49,6 +49,7 @@ def html(runs: Sequence[RunRecord]) -> str:
     sections = (
         ("Comparison" if len(runs) > 1 else "Result", _comparison(runs)),
         ("Learning curves", _curves(runs)),
+        ("What it cost", _cost(runs)),
         ("Confusion", _confusion(runs)),
         ("Most confident mistakes", _mistakes(runs)),
         ("Where time went", _time(runs)),
@@ -107,6 +108,28 @@ def _curves(runs: Sequence[RunRecord]) -> Html:
         picture = draw(series, prefix=prefix, title=title, x_label=x, points=kind == "eval", label=escape(label))
         figures.append(tag("figure", Html(picture), tag("figcaption", _caption(runs, prefix, kind, keys))))
     return tag("div", *figures, class_="figures") if figures else Html()
+
+
+def _cost(runs: Sequence[RunRecord]) -> Html:
+    """Score over training time, a point a run; nothing where fewer than two runs have both."""
+    split, score = measure(runs)
+    scale, unit = (1.0, " (nats)") if score == "loss" else (100.0, " (%)")
+    series = [
+        Series(name, number, [seconds], [scale * value])
+        for number, (name, run) in enumerate(zip(names(runs), runs, strict=True))
+        if (value := run.score(split, score)) is not None
+        if (seconds := finite(run.result.get("train_seconds"))) is not None
+    ]
+    if len(series) < 2:
+        return Html()
+    title = f"{'Test' if split == 'test' else 'Evaluation'} {score.replace('_', ' ')}{unit}"
+    x_label = "training time (s)"
+    label = f"{title} by {x_label}. " + " ".join(f"{s.name}: {s.y[0]:.3g} after {duration(s.x[0])}." for s in series)
+    picture = draw(series, prefix="cost", title=title, x_label=x_label, points=True, label=escape(label))
+    caption = "Each run's score over its training time, compilation included. Upper left is better."
+    if score == "loss":
+        caption = caption.replace("Upper", "Lower")
+    return tag("div", tag("figure", Html(picture), tag("figcaption", caption)), class_="figures")
 
 
 def _caption(runs: Sequence[RunRecord], panel: str, kind: str, keys: Sequence[str]) -> str:
