@@ -184,12 +184,16 @@ class Session:
         place, line = self.prefix.place(rows)
         self.terminal.say(line)
         if place != "off" and self.step < ends:
-            clock, seconds = Clock(), self.progress.seconds
-            attach = [self.prefix.cached(examples, place, self.prefix_progress) for examples in rows]
+            clock, seconds, program = Clock(), self.progress.seconds, self.prefix.program
+            attach = []
+            for examples, phase in zip(rows, ("prefix", "eval"), strict=False):
+                compiling = program.seconds
+                attach.append(self.prefix.cached(examples, place, self.prefix_progress))
+                compiling = program.seconds - compiling
+                seconds["compile"] += compiling
+                seconds[phase] += clock.lap() - compiling
             self.attach_train, self.attach_eval = attach[0], attach[-1]
             self.terminal.stop()
-            seconds["compile"] += self.prefix.program.seconds
-            seconds["prefix"] += clock.lap() - self.prefix.program.seconds
 
     def prefix_progress(self, done: int, total: int) -> None:
         """Show how far the cache is; end the run where a signal asks for it (nothing new needs saving)."""
