@@ -56,9 +56,11 @@ def check(config: TrainConfig) -> bool:
             f"--output {directory}: holds a run already; go on with it with --resume, or choose another directory."
         )
     try:
-        saved = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except (ValueError, OSError):
+        saved = dict(json.loads((directory / "config.json").read_text(encoding="utf-8")))
+    except (ValueError, TypeError, OSError):
         raise InputError(f"--output {directory}: its config.json is not a run's; choose another directory.") from None
+    usual = TrainConfig(model="", output=directory).to_dict()  # of settings that the run's version did not have yet
+    saved = json.loads(json.dumps(usual)) | saved
     wanted = json.loads(json.dumps(config.to_dict()))
     if differing := [name for name in wanted if name not in FREE and saved.get(name) != wanted[name]]:
         name = differing[0]

@@ -176,10 +176,10 @@ def test_rules_and_low_rank_matrices_in_a_run(tiny_bert, few_reviews, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "LoRA of rank 2, scale 8, beside 2 kernels" in done.stderr
     before, after = (load_file(d / "model.safetensors") for d in (tiny_bert, tmp_path / "run" / "model"))
-    same = {name for name, value in before.items() if np.array_equal(value, after[f"bert.{name}"])}
-    layer = "encoder.layer.0.attention.self"
-    assert {f"{layer}.key.weight", f"{layer}.query.bias", "embeddings.word_embeddings.weight"} <= same
-    assert not {f"{layer}.query.weight", f"{layer}.value.weight", "encoder.layer.1.output.dense.weight"} & same
+    same = {name for name, value in before.items() if np.array_equal(value, after[name])}
+    layer = "bert.encoder.layer.0.attention.self"
+    assert {f"{layer}.key.weight", f"{layer}.query.bias", "bert.embeddings.word_embeddings.weight"} <= same
+    assert not {f"{layer}.query.weight", f"{layer}.value.weight", "bert.encoder.layer.1.output.dense.weight"} & same
 
 
 def test_doctor_and_help():

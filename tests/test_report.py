@@ -338,7 +338,7 @@ def test_page_is_accessible(text: str):
     assert all(after <= before + 1 for before, after in pairwise(headings))
     assert all(th.get("scope") in ("col", "row") for th in page.all("th"))
     assert all(svg["role"] == "img" and svg["aria-label"] for svg in page.all("svg"))
-    assert len(page.all("figure")) == len(page.all("figcaption")) == 6
+    assert len(page.all("figure")) == len(page.all("figcaption")) == 7
 
 
 def test_ids_are_unique_and_every_reference_has_its_target(text: str):
