@@ -78,7 +78,7 @@ tbody th { white-space: nowrap; }
 .best > * { font-weight: 650; }
 .wide { width: 100%; }
 .swatch { display: inline-block; width: .7em; height: .7em; margin-right: .5em; border-radius: 50%; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 2rem; }
+.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); gap: 2rem; }
 .figures.narrow { grid-template-columns: repeat(auto-fit, minmax(min(100%, 18rem), 1fr)); }
 figure { margin: 0; min-width: 0; }
 figcaption { margin-top: .5rem; }
