@@ -68,13 +68,13 @@ def spread(values: list[float]) -> str:
 
 
 def row(spec: str, found: list[dict], torch: list[dict], epochs: int) -> list[str]:
-    """A line of the table; times are the first seed's."""
+    """A line of the table; times are the first seed's, without compilation and evaluation."""
     seconds, first = found[0]["seconds"], found[0]
     later = (seconds["step"] + seconds["data_wait"]) / epochs
     cells = [
         f"`{spec}`",
         f"{first['trained_parameters']:,}",
-        spread([r["test"]["accuracy"] for r in found]),
+        f"{spread([r['test']['accuracy'] for r in found])} ({len(found)})",
         f"{later + seconds['prefix']:.1f} s",
         f"{later:.1f} s",
         f"{first['peak_memory_bytes'] / 1e9:.2f} GB",
@@ -126,7 +126,7 @@ if __name__ == "__main__":
         ours[spec] = [run(spec, seed, files, options) for seed in options.seeds]
         theirs = [run_torch(spec, seed, files, options) for seed in options.torch_seeds] if options.torch else []
         lines.append(row(spec, ours[spec], [r for r in theirs if r is not None], options.epochs))
-    head = ["trains", "parameters", "test accuracy", "first epoch", "later epochs", "peak memory"]
+    head = ["trains", "parameters", "test accuracy (seeds)", "first epoch", "later epochs", "peak memory"]
     head += ["PyTorch accuracy", "PyTorch epoch", "PyTorch memory"] if options.torch else []
     lines = [line + ["–"] * (len(head) - len(line)) for line in lines]
     table = "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *lines])

@@ -181,9 +181,11 @@ class Session:
         )
         self.attach_train = self.attach_eval = self.attach = self.prefix.computed()
         rows = [data.train] if data.eval is None else [data.train, data.eval]
+        if self.step >= ends:  # nothing is left to train, only to score
+            return
         place, line = self.prefix.place(rows)
         self.terminal.say(line)
-        if place != "off" and self.step < ends:
+        if place != "off":
             clock, seconds, program = Clock(), self.progress.seconds, self.prefix.program
             attach = []
             for examples, phase in zip(rows, ("prefix", "eval"), strict=False):
