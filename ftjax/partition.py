@@ -21,7 +21,6 @@ Label = Literal["trained", "frozen"]
 Labels = dict[str, Label]
 T = TypeVar("T")
 
-HEADS = ("pooler.", "classifier.", "masked_lm.")
 PRESETS: dict[str, str] = {
     "all": r".*",
     "head": r"(pooler|classifier|masked_lm)\..*",
