@@ -268,10 +268,11 @@ def _main(arguments: list[str] | None) -> None:
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
     )
     asyncio.set_event_loop_policy(LoopPolicy())
+    # Libraries' notes to developers; ours are said in the log. Up to the very end of the process: a write of a checkpoint
+    # that a full disk cut short leaves coroutines behind, and Python would complain of them after our one line.
+    warnings.simplefilter("ignore")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # libraries' notes to developers; ours are said in the log
-            run(command)
+        run(command)
     except InputError as error:
         print(f"ftjax: {error}", file=sys.stderr)
         raise SystemExit(2) from None
