@@ -30,8 +30,8 @@ class Checkpoints:
 
     def __init__(self, directory: Path, *, higher_is_better: bool, read_only: bool = False) -> None:
         def rank(metrics: dict[str, float]) -> tuple[float, float]:
-            """For sorting, best last; of equals the earliest is best, as in `ftjax.loop`."""
-            return metrics["value"] if higher_is_better else -metrics["value"], -metrics["step"]
+            """For sorting, best last; of equals the latest is best, as in `ftjax.loop`."""
+            return metrics["value"] if higher_is_better else -metrics["value"], metrics["step"]
 
         keep = [policies.LatestN(n=2), policies.BestN(get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False)]
         options = ocp.CheckpointManagerOptions(

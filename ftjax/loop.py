@@ -304,10 +304,10 @@ class Session:
         self.log.write("eval", self.step, {"epoch": float(epoch), **scores})
         self.terminal.say(f"epoch {epoch}: " + "  ".join(f"{name} {value:.4f}" for name, value in scores.items()))
         value, best = scores[self.metric], self.progress.best_scores.get(self.metric)
-        if best is None or (value > best if self.higher_is_better else value < best):
-            self.progress.best_step, self.progress.best_scores, self.progress.worse = self.step, scores, 0
-        else:
-            self.progress.worse += 1
+        better = best is None or (value > best if self.higher_is_better else value < best)
+        if better or value == best:  # of equals the later: it has settled at a lower learning rate
+            self.progress.best_step, self.progress.best_scores = self.step, scores
+        self.progress.worse = 0 if better else self.progress.worse + 1
         return value
 
     def scores(self, examples: Examples, attach: Attach, predictions: Path | None = None) -> dict[str, float]:
