@@ -14,6 +14,7 @@ from pathlib import Path
 import reviews
 
 from ftjax.cli import main
+from ftjax.launch import keep_programs, with_huge_pages
 
 
 def sample(path: Path, number: int) -> Path:
@@ -29,6 +30,8 @@ def sample(path: Path, number: int) -> Path:
 
 
 if __name__ == "__main__":
+    with_huge_pages()
+    keep_programs()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--examples", type=int, default=1152, help="training sentences, 0 for all 10,191")
     parser.add_argument("--epochs", type=int, default=2)

@@ -15,6 +15,7 @@ import tyro
 
 from ftjax.config import CompareConfig, Parameters, TrainConfig
 from ftjax.errors import InputError, Stopped
+from ftjax.launch import keep_programs, with_huge_pages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,6 +251,13 @@ class LoopPolicy(asyncio.DefaultEventLoopPolicy):
         return LateCallbacks()
 
 
+def program() -> None:
+    """The program `ftjax`: `main` in a process that has its memory in huge pages and keeps what it compiles."""
+    with_huge_pages()
+    keep_programs()
+    main()
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run one command and exit: 0 done, 2 a mistake in the input, 75 stopped by a signal after saving."""
     try:
@@ -285,4 +293,4 @@ def _main(arguments: list[str] | None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    program()

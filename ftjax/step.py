@@ -105,10 +105,13 @@ def train_step(state: TrainState, batch: Batch, *, axis_name: str | None = None)
         losses, _ = measure(state.objective, state.params, part, key)
         return {name: weight for name, (_, weight) in losses.items()}
 
-    weights = everywhere(jax.tree.map(lambda w: w.sum(0), jax.lax.map(term_weights, parts)))
+    # Of a batch in one piece the loss itself knows the weights; asking before would trace the model twice.
+    whole = state.microbatches == 1
+    summed = {} if whole else everywhere(jax.tree.map(lambda w: w.sum(0), jax.lax.map(term_weights, parts)))
 
     def loss(trainable: Params, part: Batch) -> tuple[jax.Array, Metrics]:
         losses, metrics = measure(state.objective, {**state.frozen, **trainable}, part, key)
+        weights = everywhere({name: weight for name, (_, weight) in losses.items()}) if whole else summed
         total = sum(t.coefficient * average((losses[t.name][0], weights[t.name])) for t in state.objective)
         return jnp.asarray(total), metrics | {f"{name}_loss": pair for name, pair in losses.items()}
 
@@ -117,7 +120,7 @@ def train_step(state: TrainState, batch: Batch, *, axis_name: str | None = None)
         return total, metrics, gradients
 
     first = jax.tree.map(lambda x: x[0], parts)
-    if state.microbatches == 1:
+    if whole:
         sums = measured(first)
     else:
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(measured, first))

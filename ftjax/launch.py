@@ -1,0 +1,45 @@
+"""What must be settled before JAX starts: how the C library gives out memory, and where compiled programs are kept.
+
+XLA on the CPU asks the C library for every step's buffers, tens to hundreds of megabytes, and gives them back after it. By
+default each is mapped anew in pages of 4 KB that the kernel must clear one by one. Kept by the process and backed by
+huge pages, a step of MiniLM takes about 0.8 of the time (docs/performance.md).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+VARIABLE = "GLIBC_TUNABLES"
+TUNABLES = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000"
+"""Ask for transparent huge pages; keep freed memory for the next step."""
+
+
+def huge_pages_possible() -> bool:
+    """Whether the C library knows the settings: glibc from 2.35 on, on Linux."""
+    try:
+        name, _, number = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
+        return sys.platform == "linux" and name == "glibc" and tuple(map(int, number.split("."))) >= (2, 35)
+    except (AttributeError, ValueError, OSError):
+        return False
+
+
+def with_huge_pages() -> None:
+    """Start this very command again with the settings in its environment, unless they, or others, are there already."""
+    if huge_pages_possible() and VARIABLE not in os.environ and sys.executable:
+        os.environ[VARIABLE] = TUNABLES
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def keep_programs() -> None:
+    """Let JAX keep what it compiles from one process to the next, in ~/.cache/ftjax/programs, the oldest go first.
+
+    JAX's own variables go before: JAX_COMPILATION_CACHE_DIR (where), JAX_ENABLE_COMPILATION_CACHE=false (not at all).
+    """
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(cache).expanduser() / "ftjax" / "programs"))
+    os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2 * 10**9))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
