@@ -116,8 +116,9 @@ class TrainConfig:
     """Chooses the best epoch. Default accuracy, or loss where there are no labels."""
     early_stopping: int | None = None
     """Stop after this many evaluations without a better --metric."""
-    buckets: int = 4
-    """Into how many lengths rows are padded; each costs one compilation."""
+    buckets: int | None = None
+    """Into how many lengths rows are padded; each costs one compilation. Default: up to 8, whatever makes padding and
+    compiling together cheapest."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
     save_every: int | None = None

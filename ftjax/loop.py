@@ -83,7 +83,7 @@ def fit(config: TrainConfig, terminal: Terminal) -> dict[str, Any]:
     if resuming and (config.output / "result.json").is_file():
         terminal.say(f"{config.output}: this run is complete; nothing to do.")
         return json.loads((config.output / "result.json").read_text(encoding="utf-8"))
-    run = prepare(config, terminal.say)
+    run = prepare(config, terminal.say, rundir.bucket_lengths(config.output) if resuming else ())
     with _disk_errors(config.output), _signals() as stopped:
         config.output.mkdir(parents=True, exist_ok=True)
         if not resuming:
@@ -388,7 +388,7 @@ def export(checkpoint: Path, output: Path) -> None:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"--output {output}: not empty; choose another directory.")
     config = TrainConfig.from_dict(saved)
-    run = prepare(config, lambda line: None)
+    run = prepare(config, lambda line: None, rundir.bucket_lengths(directory))
     checkpoints = Checkpoints(directory / "checkpoints", higher_is_better=metric(config, run.data) != "loss", read_only=True)
     steps = checkpoints.steps()
     chosen = checkpoints.best_step() if step is None else step

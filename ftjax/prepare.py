@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+import jax
 import numpy as np
 
 from ftjax.config import TrainConfig
@@ -12,7 +13,7 @@ from ftjax.data.batches import choose_buckets
 from ftjax.data.files import Rows, read_dataset, read_file
 from ftjax.data.tokenize import Examples, encode, join, label_names, load_tokenizer
 from ftjax.errors import InputError
-from ftjax.models import Model
+from ftjax.models import BertConfig, Model
 from ftjax.objectives import Objective, Term
 from ftjax.objectives.classification import Classification
 from ftjax.objectives.masked_lm import MaskedLM
@@ -73,8 +74,8 @@ def read_rows(config: TrainConfig) -> tuple[list[Rows], Rows | None, Rows | None
     return train, held_out[0], held_out[1]
 
 
-def prepare_data(config: TrainConfig, say: Say) -> Data:
-    """Read and tokenise; InputError for rows that training cannot use."""
+def prepare_data(config: TrainConfig, say: Say, buckets: tuple[int, ...] = ()) -> Data:
+    """Read and tokenise; InputError for rows that training cannot use. buckets: those of the run that is resumed."""
     directory = model_directory(config.model)
     model_config, raw_config, _ = read_config(directory)
     if config.max_length > model_config.max_position_embeddings:
@@ -108,18 +109,33 @@ def prepare_data(config: TrainConfig, say: Say) -> Data:
         notes += [f"{examples.empty:,} with an empty text"] if examples.empty else []
         notes += [f"{examples.truncated:,} cut to {config.max_length} tokens"] if examples.truncated else []
         say(f"{rows.source}: {len(examples):,} rows" + (f" ({', '.join(notes)})" if notes else ""))
-    lengths = [e.lengths for e in (train, *held_out) if e is not None]
+    if not buckets:
+        lengths = [e.lengths for e in (train, *held_out) if e is not None]
+        uses = np.repeat([config.epochs, *[config.epochs / 3] * (len(lengths) - 1)], [len(part) for part in lengths])
+        most, cost = (config.buckets, 0.0) if config.buckets else (8, compilation_in_tokens(model_config))
+        buckets = choose_buckets(np.concatenate(lengths), most=most, bucket_cost=cost, uses=uses)
     return Data(
         train=train,
         eval=held_out[0],
         test=held_out[1],
         test_rows=test_rows,
         labels=labels,
-        buckets=choose_buckets(np.concatenate(lengths), most=config.buckets),
+        buckets=buckets,
         pad_token_id=tokenizer.pad_token_id or 0,
         mask_token_id=tokenizer.mask_token_id,
         special_ids=tuple(sorted(tokenizer.all_special_ids)),
     )
+
+
+def compilation_in_tokens(config: BertConfig) -> float:
+    """About how many tokens could be trained on in the time that compiling a step for one more length takes.
+
+    A layer compiles in about 0.8 s (measured on 2 cores; on a TPU host it is alike) and costs 6 operations a parameter
+    and token, of which a CPU of few cores makes about 3e11 a second, an accelerator 1e14.
+    """
+    speed = 3e11 if jax.default_backend() == "cpu" else 1e14 * jax.device_count()
+    layer = 4 * config.hidden_size**2 + 2 * config.hidden_size * config.intermediate_size
+    return 0.8 * speed / (6 * layer)
 
 
 def prepare_model(config: TrainConfig, data: Data) -> Pretrained:
@@ -183,11 +199,14 @@ class Run:
         return replicate(state, data_mesh())
 
 
-def prepare(config: TrainConfig, say: Say) -> Run:
-    """Check, read, load and choose what trains. Raises InputError for every user's mistake."""
+def prepare(config: TrainConfig, say: Say, buckets: tuple[int, ...] = ()) -> Run:
+    """Check, read, load and choose what trains. Raises InputError for every user's mistake.
+
+    buckets: the lengths of the run that is resumed, whose order of batches they are part of.
+    """
     config.check()
     check_batch_size(config.batch_size, config.gradient_accumulation, data_mesh())
-    data = prepare_data(config, say)
+    data = prepare_data(config, say, buckets)
     pretrained = choose_lora(
         prepare_model(config, data),
         [spec for _, spec in config.stages],

@@ -72,6 +72,12 @@ def check(config: TrainConfig) -> bool:
     return True
 
 
+def bucket_lengths(directory: Path) -> tuple[int, ...]:
+    """The lengths that the run in a directory pads its rows to, from its config.json."""
+    saved = json.loads((directory / "config.json").read_text(encoding="utf-8")).get("bucket_lengths", [])
+    return tuple(length for length in saved if isinstance(length, int))
+
+
 def write_predictions(
     path: Path, texts: Sequence[str], numbers: np.ndarray, probabilities: np.ndarray, labels: Sequence[str]
 ) -> None:

@@ -20,24 +20,28 @@ def examples_of(lengths):
     return Examples(tokens, np.zeros_like(tokens), starts, np.arange(len(lengths), dtype=np.int32), 0, 0)
 
 
-@given(lengths_of_rows, st.integers(1, 6))
-def test_buckets_hold_every_row_with_the_least_padding(lengths, most):
-    buckets = choose_buckets(lengths, most=most)
+@given(lengths_of_rows, st.integers(1, 6), st.sampled_from([0.0, 20.0, 300.0]))
+def test_buckets_hold_every_row_with_the_least_padding_and_compiling(lengths, most, bucket_cost):
+    uses = 1 + np.arange(len(lengths)) % 3
+
+    def cost(choice):
+        return (uses * np.array(choice)[np.searchsorted(choice, lengths)]).sum() + bucket_cost * len(choice)
+
+    buckets = choose_buckets(lengths, most=most, bucket_cost=bucket_cost, uses=uses)
     assert list(buckets) == sorted(set(buckets))
     assert len(buckets) <= most
     assert buckets[-1] >= lengths.max()
-    padded = np.array(buckets)[np.searchsorted(buckets, lengths)].sum()
     candidates = np.unique(-(-lengths // 8) * 8)
     if len(candidates) <= 7:  # few enough to try every choice
         import itertools
 
         best = min(
-            np.array(choice)[np.searchsorted(choice, lengths)].sum()
+            cost(choice)
             for size in range(1, most + 1)
             for choice in itertools.combinations(candidates, min(size, len(candidates)))
             if choice[-1] == candidates[-1]
         )
-        assert padded == best
+        assert cost(buckets) == best
 
 
 @given(lengths_of_rows, st.integers(1, 9), st.integers(0, 3), st.integers(0, 2))

@@ -16,25 +16,33 @@ from ftjax.objectives import NO_LABEL
 MULTIPLE = 8  # bucket lengths are multiples of this: friendly to vector units, and few
 
 
-def choose_buckets(lengths: np.ndarray, *, most: int = 4) -> tuple[int, ...]:
-    """At most `most` bucket lengths that hold every row with the least padding in total, ascending.
+def choose_buckets(
+    lengths: np.ndarray, *, most: int = 4, bucket_cost: float = 0.0, uses: np.ndarray | None = None
+) -> tuple[int, ...]:
+    """At most `most` bucket lengths that hold every row, with the least padding and compiling in total, ascending.
+
+    bucket_cost: how many tokens cost as much as one more bucket, which must be compiled. uses: how often each row is
+    run, (rows,); once by default.
 
     Exact, by dynamic programming over the multiples of 8: cost[b] is the fewest padded tokens for all rows up to
     length candidates[b] when that is the last bucket.
     """
     rounded = -(-lengths // MULTIPLE) * MULTIPLE
-    candidates, rows = np.unique(rounded, return_counts=True)
-    upto = np.concatenate([[0], rows.cumsum()])
+    candidates, which = np.unique(rounded, return_inverse=True)
+    upto = np.concatenate([[0], np.bincount(which, uses).cumsum()])
     cost = candidates * upto[1:]
     chosen: list[tuple[int, ...]] = [(int(c),) for c in candidates]
-    for _ in range(min(most, len(candidates)) - 1):
+    cheapest, best = cost[-1] + bucket_cost, chosen[-1]
+    for number in range(2, min(most, len(candidates)) + 1):
         options = cost[None, :] + candidates[:, None] * (upto[1:][:, None] - upto[1:][None, :])
-        options[np.triu_indices(len(candidates))] = np.iinfo(np.int64).max
+        options = np.where(np.tri(len(candidates), k=-1) > 0, options, np.inf)
         previous = options.argmin(1)
         better = options.min(1) < cost
         chosen = [(*chosen[p], int(c)) if b else old for p, c, b, old in zip(previous, candidates, better, chosen, strict=True)]
         cost = np.where(better, options.min(1), cost)
-    return chosen[-1]
+        if cost[-1] + number * bucket_cost < cheapest:
+            cheapest, best = cost[-1] + number * bucket_cost, chosen[-1]
+    return best
 
 
 def plan_epoch(

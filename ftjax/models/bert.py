@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ftjax.errors import InputError, did_you_mean
-from ftjax.models.layers import ACTIVATIONS, Dense, Embedding, LayerNorm, attention
+from ftjax.models.layers import ACTIVATIONS, Dense, Embedding, LayerNorm, attention, attention_weights, dot
 from ftjax.random import dropout, fold_in
 
 
@@ -76,7 +76,7 @@ class BertEmbeddings(nnx.Module):
 
 
 class BertAttention(nnx.Module):
-    """Attention of queries (batch, queries, hidden) on (batch, length, hidden), projected: to the shape of the queries."""
+    """Self-attention, projected: (batch, length, hidden) to the same shape, or to (batch, 1, hidden) by `first_token`."""
 
     def __init__(self, config: BertConfig, dtype: jnp.dtype) -> None:
         size = config.hidden_size
@@ -85,13 +85,32 @@ class BertAttention(nnx.Module):
         self.dropout_rate = config.attention_probs_dropout_prob
         self.dtype = dtype
 
-    def __call__(self, queries: jax.Array, hidden: jax.Array, bias: jax.Array, seeds: jax.Array | None) -> jax.Array:
-        def by_head(x: jax.Array) -> jax.Array:
-            return x.reshape(*x.shape[:2], self.heads, x.shape[2] // self.heads)
-
-        query, key, value = by_head(self.query(queries)), by_head(self.key(hidden)), by_head(self.value(hidden))
+    def __call__(self, hidden: jax.Array, bias: jax.Array, seeds: jax.Array | None) -> jax.Array:
+        query, key, value = (self.by_head(dense(hidden)) for dense in (self.query, self.key, self.value))
         context = attention(query, key, value, bias, dropout_rate=self.dropout_rate, seeds=seeds, dtype=self.dtype)
-        return self.output(context.reshape(queries.shape))
+        return self.output(context.reshape(hidden.shape))
+
+    def first_token(self, hidden: jax.Array, bias: jax.Array, seeds: jax.Array | None) -> jax.Array:
+        """The output of the first position alone, at heads / hidden of what keys and values of all positions would cost.
+
+        One query a head lets the projections change sides: q · (h W + b) = (W q) · h + q · b for the scores, and
+        Σ w (h W + b) = (Σ w h) W + (Σ w) b for the context.
+        """
+        query = self.by_head(self.query(hidden[:, :1]))[:, 0]  # (batch, heads, head_size)
+        (key, key_bias), (value, value_bias) = (
+            (self.by_head(dense.weight()[None])[0], self.by_head(dense.bias[...].astype(jnp.float32)[None, None])[0])
+            for dense in (self.key, self.value)
+        )
+        along = dot("bhd,ihd->bhi", query, key, self.dtype)
+        scores = dot("bhi,bki->bhk", along, hidden, self.dtype) + (query * key_bias).sum(-1, keepdims=True)
+        weights = attention_weights(scores[:, :, None], query.shape[-1], bias, self.dropout_rate, seeds)[:, :, 0]
+        mixed = dot("bhk,bki->bhi", weights, hidden, self.dtype)
+        context = dot("bhi,ihd->bhd", mixed, value, self.dtype) + weights.sum(-1, keepdims=True) * value_bias
+        return self.output(context.reshape(hidden.shape[0], 1, hidden.shape[2]))
+
+    def by_head(self, x: jax.Array) -> jax.Array:
+        """(..., hidden) to (..., heads, head_size)."""
+        return x.reshape(*x.shape[:-1], self.heads, x.shape[-1] // self.heads)
 
 
 class BertMLP(nnx.Module):
@@ -122,9 +141,9 @@ class BertLayer(nnx.Module):
 
     def __call__(self, hidden: jax.Array, bias: jax.Array, seeds: jax.Array | None, *, first_token: bool = False) -> jax.Array:
         weights, after_attention, after_mlp = (None if seeds is None else fold_in(seeds, i) for i in range(3))
-        queries = hidden[:, :1] if first_token else hidden
-        attended = self.attention(queries, hidden, bias, weights)
-        hidden = self.attention_norm(queries + dropout(attended, self.dropout_rate, after_attention))
+        attend = self.attention.first_token if first_token else self.attention
+        attended = dropout(attend(hidden, bias, weights), self.dropout_rate, after_attention)
+        hidden = self.attention_norm((hidden[:, :1] if first_token else hidden) + attended)
         return self.mlp_norm(hidden + dropout(self.mlp(hidden), self.dropout_rate, after_mlp))
 
 

@@ -106,6 +106,13 @@ class Dense(nnx.Module):
         self.lora_b = nnx.Param(jnp.zeros((rank, features_out)))
         self.lora_scale = scale
 
+    def weight(self) -> jax.Array:
+        """The matrix that x is multiplied by, float32 (features_in, features_out): the kernel with what LoRA adds to it."""
+        kernel = self.kernel[...].astype(jnp.float32)
+        if self.lora_scale:
+            kernel += self.lora_scale * dot("ir,ro->io", self.lora_a[...], self.lora_b[...], jnp.dtype(jnp.float32))
+        return kernel
+
     def __call__(self, x: jax.Array) -> jax.Array:
         y = matmul(x, self.kernel[...], self.dtype)
         if self.lora_scale:
@@ -164,6 +171,14 @@ def attention(
     query (batch, queries, heads, head_size), key and value (batch, keys, heads, head_size), bias broadcast to
     (batch, heads, queries, keys); float32 (batch, queries, heads, head_size) comes back.
     """
-    scores = dot("bqhd,bkhd->bhqk", query, key, dtype) * query.shape[-1] ** -0.5
-    weights = jax.nn.softmax(scores + jnp.broadcast_to(bias, scores.shape), axis=-1)
-    return dot("bhqk,bkhd->bqhd", dropout(weights, dropout_rate, seeds), value, dtype)
+    scores = dot("bqhd,bkhd->bhqk", query, key, dtype)
+    weights = attention_weights(scores, query.shape[-1], bias, dropout_rate, seeds)
+    return dot("bhqk,bkhd->bqhd", weights, value, dtype)
+
+
+def attention_weights(
+    scores: jax.Array, head_size: int, bias: jax.Array, dropout_rate: float, seeds: jax.Array | None
+) -> jax.Array:
+    """Products of queries and keys, float32 (batch, heads, queries, keys), to the weights of the values: same shape."""
+    weights = jax.nn.softmax(scores * head_size**-0.5 + jnp.broadcast_to(bias, scores.shape), axis=-1)
+    return dropout(weights, dropout_rate, seeds)
