@@ -12,8 +12,9 @@ import signal
 import statistics
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -26,6 +27,7 @@ from ftjax import machine, rundir
 from ftjax.checkpoint import Checkpoints
 from ftjax.config import TrainConfig
 from ftjax.data.batches import batches
+from ftjax.data.prefetch import prefetch
 from ftjax.data.tokenize import Examples
 from ftjax.errors import InputError, Stopped
 from ftjax.evaluation import all_logits, classification_metrics, predict_step, softmax
@@ -126,6 +128,8 @@ class Session:
         self.log = rundir.MetricsLog(self.config.output, self.step)
         self.progress.seconds["load"] += load_seconds
         self.step_seconds: list[float] = []
+        self.running: deque[tuple[int, int, Metrics]] = deque()  # steps under way: number, rows, metrics
+        self.loss = math.nan
 
     def run_all(self) -> dict[str, Any]:
         """Train, score the best model, export it, and write result.json."""
@@ -210,49 +214,49 @@ class Session:
         config, seconds, stopped = self.config, self.progress.seconds, self.stopped
         name = f"epoch {epoch + 1}/{config.epochs}"
         self.terminal.start(name, per_epoch, self.step - epoch * per_epoch)
-        last = Clock()
-        for batch in self.batches(epoch, start=self.step - epoch * per_epoch):
-            seconds["data_wait"] += last.lap()
-            compiling = self.compile_seconds
-            state, metrics = self.train_step(
-                dataclasses.replace(self.state, frozen={}), self.state.frozen, self.attach_train(batch)
-            )
-            self.state = dataclasses.replace(state, frozen=self.state.frozen)
-            metrics = jax.device_get(metrics)  # waits for the step
-            self.step += 1
-            compiling = self.compile_seconds - compiling
-            took = last.lap() - compiling
-            seconds["compile"] += compiling
-            seconds["step"] += took
-            self.step_seconds.append(took)
-            self.progress.examples += int((batch["example_ids"] >= 0).sum())
-            self.record(metrics, epoch=self.step / per_epoch)
-            self.terminal.advance(f"loss {self.loss:.4f}  {self.examples_per_second:.1f} examples/s")
-            at_end = self.step == (epoch + 1) * per_epoch
-            if stopped and not at_end:
-                self.save()
-                self.checkpoints.wait()
-                raise Stopped(stopped[0], self.step, str(config.output))
-            if config.save_every and self.step % config.save_every == 0 and not at_end:
-                self.save()
-                seconds["save"] += last.lap()
+        clock = Clock()
+        with closing(prefetch(self.batches(epoch, start=self.step - epoch * per_epoch))) as source:
+            for batch in source:
+                seconds["data_wait"] += clock.lap()
+                compiling = self.compile_seconds
+                state, metrics = self.train_step(dataclasses.replace(self.state, frozen={}), self.state.frozen, batch)
+                self.state = dataclasses.replace(state, frozen=self.state.frozen)
+                self.step += 1
+                self.running.append((self.step, int((batch["example_ids"] >= 0).sum()), metrics))
+                compiling = self.compile_seconds - compiling
+                seconds["compile"] += compiling
+                at_end = self.step == (epoch + 1) * per_epoch
+                stopping = bool(stopped)  # once: a signal may come at any moment
+                saving = stopping or (config.save_every and self.step % config.save_every == 0)
+                while len(self.running) > (0 if at_end or saving else 1):  # one step runs while the next is made ready
+                    self.settle(per_epoch)
+                took = clock.lap() - compiling
+                seconds["step"] += took
+                self.step_seconds.append(took)
+                self.terminal.advance(f"loss {self.loss:.4f}  {self.examples_per_second:.1f} examples/s")
+                if saving and not at_end:
+                    self.save()
+                    seconds["save"] += clock.lap()
+                if stopping and not at_end:
+                    self.checkpoints.wait()
+                    raise Stopped(stopped[0], self.step, str(config.output))
         self.terminal.stop()
-        self.flush(epoch=self.step / per_epoch)
+        self.flush(self.step, epoch=self.step / per_epoch)
         compiling = self.compile_seconds
         value = self.evaluate(epoch + 1)
         compiling = self.compile_seconds - compiling
         seconds["compile"] += compiling
-        seconds["eval"] += last.lap() - compiling
+        seconds["eval"] += clock.lap() - compiling
         self.save(value)
-        seconds["save"] += last.lap()
+        seconds["save"] += clock.lap()
         if stopped and epoch + 1 < config.epochs:
             self.checkpoints.wait()
             raise Stopped(stopped[0], self.step, str(config.output))
 
     def batches(self, epoch: int, start: int) -> Iterator[dict[str, Any]]:
-        """The training batches of an epoch from number `start` on."""
+        """The training batches of an epoch from number `start` on, as the step takes them."""
         data, config = self.run.data, self.config
-        return batches(
+        source = batches(
             data.train,
             data.buckets,
             config.batch_size,
@@ -261,10 +265,15 @@ class Session:
             epoch=epoch,
             start=start,
         )
+        return map(self.attach_train, source)
 
-    def record(self, metrics: Metrics, epoch: float) -> None:
-        """Take a step's metrics; stop where loss or gradient is not finite, before anything of this step is saved."""
-        values = {name: (float(total), float(weight)) for name, (total, weight) in metrics.items()}
+    def settle(self, per_epoch: int) -> None:
+        """Wait for the oldest step under way and take its metrics.
+
+        Stops where loss or gradient is not finite, before anything of this step is saved.
+        """
+        step, examples, metrics = self.running.popleft()
+        values = {name: (float(total), float(weight)) for name, (total, weight) in jax.device_get(metrics).items()}
         self.loss = values["loss"][0]
         gradient_norm = values["gradient_norm"][0]
         if not (math.isfinite(self.loss) and math.isfinite(gradient_norm)):
@@ -272,18 +281,19 @@ class Session:
             good = self.checkpoints.latest_step()
             kept = f"the checkpoint of step {good} is kept" if good is not None else "no checkpoint had been made yet"
             raise InputError(
-                f"Step {self.step}: the loss is {self.loss}, its gradient's norm {gradient_norm}; {kept}. "
+                f"Step {step}: the loss is {self.loss}, its gradient's norm {gradient_norm}; {kept}. "
                 "Lower --learning-rate, add --warmup-steps or look at the data."
             )
+        self.progress.examples += examples
         self.progress.add(values)
-        if self.step % self.config.log_every == 0:
-            self.flush(epoch)
+        if step % self.config.log_every == 0:
+            self.flush(step, epoch=step / per_epoch)
 
-    def flush(self, epoch: float) -> None:
+    def flush(self, step: int, epoch: float) -> None:
         """Write the averages since the last line, if there are any."""
         if averages := self.progress.take():
             rate = {"examples_per_second": self.examples_per_second}
-            self.log.write("train", self.step, {"epoch": epoch, **averages, **rate})
+            self.log.write("train", step, {"epoch": epoch, **averages, **rate})
 
     @property
     def compile_seconds(self) -> float:
@@ -294,7 +304,7 @@ class Session:
     @property
     def examples_per_second(self) -> float:
         """Of the last 20 steps of this process, by their median."""
-        return self.config.batch_size / statistics.median(self.step_seconds[-20:])
+        return self.config.batch_size / statistics.median(self.step_seconds[-20:] or [math.inf])
 
     def evaluate(self, epoch: int) -> float | None:
         """Score the evaluation rows and note whether that is the best so far; None without such rows."""
