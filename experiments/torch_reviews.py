@@ -1,8 +1,9 @@
 """PyTorch's side of experiments/partial_cost.py: `BertForSequenceClassification` and the Hugging Face Trainer.
 
-    python experiments/torch_reviews.py TRAIN_CSV TEST_CSV SPEC SEED EPOCHS LEARNING_RATE OUTPUT_JSON
+    python experiments/torch_reviews.py TRAIN_CSV TEST_CSV SPEC SEED EPOCHS LEARNING_RATE OUTPUT_JSON [bfloat16]
 
-Needs requirements/parity.txt. Batch 32, dynamic padding, AdamW with linear decay, float32: the Trainer's defaults.
+Needs requirements/parity.txt. Batch 32, dynamic padding, AdamW with linear decay, float32 or
+bfloat16 autocast: the Trainer's defaults.
 """
 
 import csv
@@ -43,7 +44,7 @@ def pattern(part: str) -> str:
 
 
 if __name__ == "__main__":
-    train_file, test_file, spec, seed, epochs, learning_rate, output = sys.argv[1:]
+    train_file, test_file, spec, seed, epochs, learning_rate, output, *precision = sys.argv[1:]
     torch.manual_seed(int(seed))
     model = BertForSequenceClassification.from_pretrained(reviews.model_dir(), num_labels=2)
     for name, parameter in model.named_parameters():
@@ -63,6 +64,7 @@ if __name__ == "__main__":
             save_strategy="no",
             logging_strategy="no",
             use_cpu=True,
+            bf16=precision == ["bfloat16"],
             disable_tqdm=True,
         )
         trainer = Trainer(
