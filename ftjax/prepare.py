@@ -13,7 +13,7 @@ from ftjax.data.batches import choose_buckets
 from ftjax.data.files import Rows, read_dataset, read_file
 from ftjax.data.tokenize import Examples, encode, join, label_names, load_tokenizer
 from ftjax.errors import InputError
-from ftjax.models import BertConfig, Model
+from ftjax.models import Config, Model
 from ftjax.objectives import Objective, Term
 from ftjax.objectives.classification import Classification
 from ftjax.objectives.masked_lm import MaskedLM
@@ -127,7 +127,7 @@ def prepare_data(config: TrainConfig, say: Say, buckets: tuple[int, ...] = ()) -
     )
 
 
-def compilation_in_tokens(config: BertConfig) -> float:
+def compilation_in_tokens(config: Config) -> float:
     """About how many tokens could be trained on in the time that compiling a step for one more length takes.
 
     A layer compiles in about 0.8 s (measured on 2 cores; on a TPU host it is alike) and costs 6 operations a parameter
