@@ -1,5 +1,6 @@
 """The third method from the command line down: which terms, which rows in a batch, stages, teacher, and mistakes."""
 
+import csv
 import dataclasses
 import json
 import signal
@@ -171,10 +172,10 @@ def test_a_mean_teacher_is_the_average_of_what_trains():
 def few(few_reviews, tmp_path_factory):
     """24 rows with a label, 36 whose cell is empty."""
     path = tmp_path_factory.mktemp("few") / "few.csv"
-    header, *rows = few_reviews["train"].read_text(encoding="utf-8").splitlines()
-    path.write_text(
-        "\n".join([header, *rows[:24], *(row.rpartition(",")[0] + "," for row in rows[24:])]) + "\n", encoding="utf-8"
-    )
+    with few_reviews["train"].open(encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([header, *rows[:24], *([text, ""] for text, _ in rows[24:])])
     return path
 
 
