@@ -144,6 +144,11 @@ def test_positions_counted_from_padding_do_not_see_on_which_side_it_is(kind, tmp
     assert families.differ(found[0], found[1]) <= 1e-5
 
 
+def test_positions_that_padding_takes_are_not_there_for_tokens(tmp_path):
+    found = {kind.split()[0]: load(tmp_path / kind, kind).model.config.max_length for kind in CLASSIFIERS}
+    assert found == {"bert": 48, "roberta": 46, "xlm-roberta": 46, "distilbert": 48, "electra": 48, "mpnet": 46}
+
+
 def test_dropout_is_where_each_family_has_it(tmp_path):
     """A rate that drops next to nothing but is not 0 marks the places: their number is that of PyTorch's modules."""
     from ftjax.models import build
