@@ -86,10 +86,8 @@ def prepare_data(config: TrainConfig, say: Say, buckets: tuple[int, ...] = ()) -
     """Read and tokenise; InputError for rows that training cannot use. buckets: those of the run that is resumed."""
     directory = model_directory(config.model)
     model_config, raw_config, _ = read_config(directory)
-    if config.max_length > model_config.max_position_embeddings:
-        raise InputError(
-            f"--max-length {config.max_length} is longer than the model's {model_config.max_position_embeddings} positions."
-        )
+    if config.max_length > model_config.max_length:
+        raise InputError(f"--max-length {config.max_length} is longer than the model's {model_config.max_length} positions.")
     train_rows, eval_rows, test_rows = read_rows(config)
     labels = label_names(train_rows)
     if config.labels_per_class:

@@ -28,7 +28,7 @@ class MaskedLMHead(nnx.Module):
         self.transform = Dense(config.hidden_size, config.hidden_size, dtype)
         self.norm = LayerNorm(config.hidden_size, getattr(config, "layer_norm_eps", 1e-12))
         self.bias = nnx.Param(jnp.zeros((config.vocab_size,)))
-        self.activation = ACTIVATIONS[getattr(config, "hidden_act", "gelu")]
+        self.activation = ACTIVATIONS[config.masked_lm_activation]
         self.dtype = dtype
 
     def __call__(self, hidden: jax.Array, embedding: jax.Array) -> jax.Array:

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from ftjax.models import Params, merge_lora
-from ftjax.pretrained.load import Pretrained
-from ftjax.pretrained.names import TABLES
-from ftjax.pretrained.tensors import write_tensors
+from ftjax.pretrained.load import Pretrained, open_weights
+from ftjax.pretrained.names import table_of
+from ftjax.pretrained.tensors import read_whole, write_tensors
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "added_tokens.json")
+TOKENIZER_FILES += ("vocab.json", "merges.txt", "sentencepiece.bpe.model", "spiece.model")
 
 
 def save_pretrained(pretrained: Pretrained, params: Params, directory: str | Path, *, trained: bool = True) -> None:
@@ -26,22 +27,24 @@ def save_pretrained(pretrained: Pretrained, params: Params, directory: str | Pat
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    table = TABLES[pretrained.raw_config["model_type"]]
+    table = table_of(pretrained.model.config)
     has_head = bool(pretrained.labels)
-    prefixed = (has_head or "masked_lm.bias" in params) if trained else not pretrained.base_only
+    prefixed = has_head or "masked_lm.bias" in params
     params = merge_lora(pretrained.model, params)
     tensors: dict[str, np.ndarray] = {}
     for ours, value in params.items():
         if (ours in pretrained.new and not trained) or (ours.startswith("masked_lm.") and trained and has_head):
             continue
         theirs, transposed = table.theirs(ours)
+        name = (theirs if prefixed else theirs.removeprefix(table.prefix)) if trained else pretrained.spelled[ours]
         array = np.asarray(value)
         if ours in pretrained.dtypes:
             narrow = array.astype(pretrained.dtypes[ours])
             array = narrow if np.array_equal(narrow.astype(array.dtype), array, equal_nan=True) else array
-        tensors[theirs if prefixed else theirs.removeprefix(table.prefix)] = array.T if transposed else array
-    if not trained:
-        tensors |= pretrained.carried
+        tensors[name] = array.T if transposed else array
+    if not trained and pretrained.carried:
+        weights = open_weights(pretrained.directory)
+        tensors |= {name: read_whole(weights, name) for name in pretrained.carried}
 
     config = dict(pretrained.raw_config)
     if trained:
