@@ -76,8 +76,9 @@ class TrainConfig:
     task: Literal["classification"] = "classification"
     """What is learnt."""
 
-    classifier: Literal["pooled", "first-token"] = "pooled"
-    """Head: pooled is transformers' BertForSequenceClassification; first-token a linear layer on last_hidden_state[:, 0]."""
+    classifier: Literal["pooled", "first-token", "last-token"] | None = None
+    """Head: pooled is transformers' BertForSequenceClassification; first-token and last-token are a linear layer on that
+    token's last hidden state. Default: the model's own, pooled for encoders, last-token for decoders."""
     self_supervised_weight: float | None = None
     """Weight of masked language modelling in the objective. Default 0.1 with --method self-supervised."""
     mask_probability: float = 0.15
@@ -272,7 +273,7 @@ class Parameters:
     """With lora:R, the low-rank product is multiplied by alpha / R."""
     lora_targets: str = r"attention\.(query|value)"
     """With lora:R, the dense layers that get low-rank matrices."""
-    classifier: Literal["pooled", "first-token"] = "pooled"
+    classifier: Literal["pooled", "first-token", "last-token"] | None = None
     """Head, as in ftjax train."""
     num_labels: int = 2
     """Classes of the head that would be added, where the model has none."""

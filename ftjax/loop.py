@@ -337,7 +337,8 @@ class Session:
                 old = sums.setdefault(name, [0.0, 0.0])
                 sums[name] = [old[0] + float(pair[0]), old[1] + float(pair[1])]
         averages = {name: total / weight for name, (total, weight) in sums.items() if weight}
-        return {"loss": averages["masked_lm_loss"], "masked_lm_accuracy": averages["masked_lm_accuracy"]}
+        (term,) = self.state.objective  # masked_lm or causal_lm: without labels there is no other
+        return {"loss": averages[f"{term.name}_loss"], f"{term.name}_accuracy": averages[f"{term.name}_accuracy"]}
 
     def save(self, value: float | None = None) -> None:
         """Start a checkpoint of this step."""

@@ -15,6 +15,7 @@ from ftjax.data.tokenize import Examples, encode, join, label_names, load_tokeni
 from ftjax.errors import InputError
 from ftjax.models import Config, Model
 from ftjax.objectives import Objective, Term
+from ftjax.objectives.causal_lm import CausalLM
 from ftjax.objectives.classification import Classification
 from ftjax.objectives.masked_lm import MaskedLM
 from ftjax.optimizer import carry_over
@@ -140,7 +141,8 @@ def compilation_in_tokens(config: Config) -> float:
 
 def prepare_model(config: TrainConfig, data: Data) -> Pretrained:
     """The model with the heads the run needs."""
-    if config.weight and data.mask_token_id is None:
+    causal = read_config(model_directory(config.model))[0].causal
+    if config.weight and data.mask_token_id is None and not causal:
         raise InputError(f"{config.model}: its tokenizer has no mask token, which masked language modelling needs.")
     if not data.labels and not config.weight:
         raise InputError("No row has a label and --self-supervised-weight is 0: there is nothing to learn from.")
@@ -148,11 +150,14 @@ def prepare_model(config: TrainConfig, data: Data) -> Pretrained:
         config.model,
         labels=data.labels,
         classifier=config.classifier,
-        masked_lm=config.weight > 0,
+        masked_lm=config.weight > 0 and not causal,
+        causal_lm=config.weight > 0 and causal,
         precision=config.precision,
         dropout=config.dropout,
         seed=config.seed,
     )
+    if causal and pretrained.raw_config.get("pad_token_id") is None:  # transformers' classifiers find the last token by it
+        pretrained = dataclasses.replace(pretrained, raw_config={**pretrained.raw_config, "pad_token_id": data.pad_token_id})
     return pretrained
 
 
@@ -161,7 +166,9 @@ def objective(config: TrainConfig, data: Data, model: Model) -> Objective:
     terms: list[Term] = []
     if data.labels:
         terms.append(Term("classification", 1.0, Classification(model)))
-    if config.weight and data.mask_token_id is not None:
+    if config.weight and model.config.causal:
+        terms.append(Term("causal_lm", config.weight, CausalLM(model)))
+    elif config.weight and data.mask_token_id is not None:
         masked = MaskedLM(model, data.mask_token_id, data.special_ids, config.mask_probability)
         terms.append(Term("masked_lm", config.weight, masked))
     return tuple(terms)

@@ -17,12 +17,18 @@ from flax import nnx
 
 from ftjax.models.bert import BertConfig, BertEncoder
 from ftjax.models.body import Body, Classifier, Config
+from ftjax.models.decoder import Decoder
+from ftjax.models.gemma import Gemma2Config, Gemma3Config
+from ftjax.models.gpt2 import GPT2Config
 from ftjax.models.heads import TextModel, leading
 from ftjax.models.layers import Dense
+from ftjax.models.llama import LlamaConfig, MistralConfig
+from ftjax.models.qwen import Qwen2Config, Qwen3Config
 
 Params = dict[str, jax.Array]
 
-BODIES: dict[type[Config], type[Body]] = {BertConfig: BertEncoder}
+DECODERS = (GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config, Gemma2Config, Gemma3Config)
+BODIES: dict[type[Config], type[Body]] = {BertConfig: BertEncoder, **dict.fromkeys(DECODERS, Decoder)}
 """The supported architectures: config -> body. Their files' names for parameters are in `ftjax.pretrained.names`."""
 CONFIGS: dict[str, type[Config]] = {config.model_type: config for config in BODIES}
 """config.json's `model_type` -> config."""
@@ -90,21 +96,28 @@ def build(
     config: Config,
     *,
     num_labels: int | None = None,
-    classifier: Classifier = "pooled",
+    classifier: Classifier | None = None,
     pooler: bool = False,
     masked_lm: bool = False,
+    causal_lm: bool = False,
+    scan: bool = False,
     precision: str = "float32",
     lora: Lora | None = None,
 ) -> Model:
     """The model for a config with the heads asked for; nothing is allocated.
 
+    classifier: the kind of classification head; None is the architecture's own.
+    scan: a decoder's layers run as one loop, which compiles in the same time however many they are; see `Decoder.scan`.
     precision: the dtype of the operands of every dot product, "float32" or "bfloat16"; all else is float32.
     """
+    classifier = classifier or config.classifiers[0]
     heads = {
         "num_labels": num_labels,
         "classifier": classifier,
         "pooler": pooler,
         "masked_lm": masked_lm,
+        "causal_lm": causal_lm,
+        "scan": scan,
         "precision": precision,
     }
 
@@ -116,6 +129,8 @@ def build(
             classifier=classifier,
             pooler=pooler,
             masked_lm=masked_lm,
+            causal_lm=causal_lm,
+            scan=scan,
             dtype=jnp.dtype(precision),
         )
         for path, part in nnx.iter_modules(made):

@@ -91,11 +91,14 @@ matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 class Dense(nnx.Module):
-    """x (..., features_in) to float32 (..., features_out): x @ kernel + bias, and scale · (x @ lora_a) @ lora_b with LoRA."""
+    """x (..., features_in) to float32 (..., features_out): x @ kernel + bias, and scale · (x @ lora_a) @ lora_b with LoRA.
 
-    def __init__(self, features_in: int, features_out: int, dtype: jnp.dtype) -> None:
+    bias: whether there is one.
+    """
+
+    def __init__(self, features_in: int, features_out: int, dtype: jnp.dtype, *, bias: bool = True) -> None:
         self.kernel = nnx.Param(jnp.zeros((features_in, features_out)))
-        self.bias = nnx.Param(jnp.zeros((features_out,)))
+        self.bias = nnx.Param(jnp.zeros((features_out,))) if bias else None
         self.dtype = dtype
         self.lora_scale = 0.0
 
@@ -118,6 +121,8 @@ class Dense(nnx.Module):
         if self.lora_scale:
             low = matmul(x, self.lora_a[...], self.dtype)
             y += self.lora_scale * matmul(low, self.lora_b[...], self.dtype)
+        if self.bias is None:
+            return y
         return y + jnp.broadcast_to(self.bias[...].astype(y.dtype), y.shape)
 
 
@@ -146,6 +151,22 @@ class LayerNorm(nnx.Module):
         normal = centred * jax.lax.rsqrt(variance + self.epsilon)
         scale, bias = (jnp.broadcast_to(p[...].astype(jnp.float32), x.shape) for p in (self.scale, self.bias))
         return normal * scale + bias
+
+
+class RMSNorm(nnx.Module):
+    """Divide the last axis of x (..., features) by its root mean square in float32, then scale (Zhang & Sennrich, 2019).
+
+    offset: added to the scale; 1 where files keep its distance from one, as Gemma's do.
+    """
+
+    def __init__(self, features: int, epsilon: float, offset: float = 0.0) -> None:
+        self.scale = nnx.Param(jnp.ones((features,)))
+        self.epsilon, self.offset = epsilon, offset
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x.astype(jnp.float32)
+        normal = x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + self.epsilon)
+        return normal * jnp.broadcast_to(self.scale[...].astype(jnp.float32) + self.offset, x.shape)
 
 
 def attention_bias(attention_mask: jax.Array) -> jax.Array:

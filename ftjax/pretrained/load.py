@@ -14,6 +14,7 @@ import numpy as np
 
 from ftjax.errors import InputError, did_you_mean
 from ftjax.models import CONFIGS, Classifier, Config, Lora, Model, Params, build, initial_value, with_lora
+from ftjax.pretrained import gguf
 from ftjax.pretrained.hub import model_directory
 from ftjax.pretrained.names import TABLES, NameTable
 from ftjax.pretrained.tensors import read_json, read_tensors
@@ -23,7 +24,7 @@ FLOATS = (np.dtype("float32"), np.dtype("float16"), np.dtype("float64"), np.dtyp
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """What a model directory holds.
+    """What a model directory, or a GGUF file, holds.
 
     model and params: the architecture with the heads asked for, and its float32 values (flat: dotted name -> array).
     new: names of parameters that the files did not have and that were initialised.
@@ -46,15 +47,19 @@ class Pretrained:
 
 
 def read_config(directory: Path) -> tuple[Config, dict[str, Any], NameTable]:
-    """config.json as (config, dictionary, name table); InputError for an architecture that is not supported."""
-    raw = read_json(directory / "config.json")
+    """config.json, or a GGUF file's metadata, as (config, dictionary, name table).
+
+    InputError for an architecture that is not supported.
+    """
+    raw = gguf.raw_config(directory) if gguf.is_gguf(directory) else read_json(directory / "config.json")
     model_type = raw.get("model_type")
     if model_type not in CONFIGS:
         near = did_you_mean(str(model_type), CONFIGS)
         raise InputError(
             f"{directory}: architecture {model_type!r} is not supported; supported are: {', '.join(CONFIGS)}.{near}"
         )
-    return CONFIGS[model_type].from_dict(raw, str(directory / "config.json")), raw, TABLES[model_type]
+    source = directory if gguf.is_gguf(directory) else directory / "config.json"
+    return CONFIGS[model_type].from_dict(raw, str(source)), raw, TABLES[model_type]
 
 
 def saved_labels(raw_config: dict[str, Any]) -> tuple[str, ...]:
@@ -71,20 +76,26 @@ def unnamed(number: int) -> tuple[str, ...]:
     return tuple(f"LABEL_{i}" for i in range(number))
 
 
-def saved_classifier(raw_config: dict[str, Any]) -> Classifier:
-    """Which classification head a directory's weights belong to; ours are marked in config.json."""
-    return "first-token" if raw_config.get("ftjax_classifier") == "first-token" else "pooled"
+def saved_classifier(config: Config, raw_config: dict[str, Any]) -> Classifier:
+    """Which classification head a directory's weights belong to: the architecture's own, unless we marked another one."""
+    marked = raw_config.get("ftjax_classifier")
+    return marked if marked in config.classifiers else config.classifiers[0]
 
 
 def read_canonical(directory: Path, table: NameTable) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """All tensors by the table's spelling of their names, and how the files spell each. InputError for one given twice."""
     tensors: dict[str, np.ndarray] = {}
     spelled: dict[str, str] = {}
-    for name, array in read_tensors(directory):
+    for name, array in gguf.tensors(directory) if gguf.is_gguf(directory) else read_tensors(directory):
         canonical = table.canonical(name)
         if canonical in tensors:
             raise InputError(f"{directory}: {name} and {spelled[canonical]} are the same weight.")
-        tensors[canonical], spelled[canonical] = array, name
+        parts = table.parts(canonical)
+        if parts and (not array.ndim or array.shape[-1] % len(parts)):
+            raise InputError(f"{directory}: {name} is {list(array.shape)}, which is not {len(parts)} matrices side by side.")
+        pieces = zip(parts, np.split(array, len(parts), axis=-1), strict=True) if parts else [(canonical, array)]
+        for part, piece in pieces:
+            tensors[part], spelled[part] = piece, name
     return tensors, spelled
 
 
@@ -94,6 +105,8 @@ def load_pretrained(
     labels: tuple[str, ...] | None = None,
     classifier: Classifier | None = None,
     masked_lm: bool = False,
+    causal_lm: bool = False,
+    scan: bool = False,
     precision: str = "float32",
     dropout: float | None = None,
     seed: int = 0,
@@ -102,8 +115,9 @@ def load_pretrained(
 
     labels: class names for a classification head; None takes the head that the files hold, if any. A head in the
         files that is of another kind or has other class names is left aside and a new one initialised.
-    classifier: "pooled" or "first-token" (see `ftjax.models.heads`); None takes the files' kind, or pooled.
-    masked_lm: add the masked-language-modelling head, from the files or new.
+    classifier: the head's kind (see `ftjax.models.body.Classifier`); None takes the files', or the architecture's own.
+    masked_lm, causal_lm: add the head that predicts masked tokens, or the next one, from the files or new.
+    scan: see `ftjax.models.build`.
     precision: operand dtype of dot products, "float32" or "bfloat16"; parameters are float32 either way.
     dropout: a rate for all dropout instead of the config's.
     seed: for what is initialised; each parameter's value depends on the seed and its own name alone.
@@ -116,14 +130,18 @@ def load_pretrained(
     if dropout is not None:
         config = config.with_dropout(dropout)
     tensors, spelled = read_canonical(directory, table)
-    rows = len(tensors["classifier.weight"]) if "classifier.weight" in tensors else 0
+    head, _ = table.theirs("classifier.kernel")
+    rows = len(tensors[head]) if head in tensors else 0
     in_files = (saved_labels(raw_config) or unnamed(rows)) if rows else ()
     if len(in_files) != rows:
-        raise InputError(f"{directory}: classifier.weight has {rows} rows but config.json names {len(in_files)} labels.")
-    kind = classifier or saved_classifier(raw_config)
+        raise InputError(f"{directory}: {head} has {rows} rows but config.json names {len(in_files)} labels.")
+    saved = saved_classifier(config, raw_config)
+    kind = classifier or saved
+    if kind not in config.classifiers:
+        raise InputError(f"--classifier {kind}: a {config.model_type} model has {' or '.join(config.classifiers)}.")
     labels = in_files if labels is None else labels
     numbered = in_files == unnamed(rows) and labels == tuple(map(str, range(rows)))
-    fits = rows > 0 and (labels == in_files or numbered) and kind == saved_classifier(raw_config)
+    fits = rows > 0 and (labels == in_files or numbered) and kind == saved
 
     model = build(
         config,
@@ -131,6 +149,8 @@ def load_pretrained(
         classifier=kind,
         pooler=kind == "pooled" and "bert.pooler.dense.weight" in tensors,
         masked_lm=masked_lm,
+        causal_lm=causal_lm,
+        scan=scan,
         precision=precision,
     )
     params: Params = {}
