@@ -186,6 +186,8 @@ class TextGenerator:
         pretrained = load_pretrained(directory, labels=(), causal_lm=True, precision=precision)
         if pretrained.new:
             raise InputError(f"{model}: has no head for the next token (lm_head.weight), so it cannot generate text.")
+        params = {n: v.astype(precision) if v.ndim > 1 else v for n, v in pretrained.params.items()}  # once, not a token
+        pretrained = dataclasses.replace(pretrained, params=params)
         tokenizer = load_tokenizer(directory)
         return cls(pretrained, tokenizer, stop_tokens(pretrained, tokenizer))
 

@@ -1,5 +1,6 @@
 """Tiny random decoders of every family, as Hugging Face directories; what several test files share."""
 
+import functools
 import json
 
 import jax
@@ -42,7 +43,8 @@ FAMILIES = {
     "mistral": SMALL | {"model_type": "mistral", "sliding_window": 5},
     "qwen2": SMALL | {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
     "qwen3": SMALL | {"model_type": "qwen3", "head_dim": 16, "num_key_value_heads": 4, "tie_word_embeddings": True},
-    "gemma2": SMALL | {"model_type": "gemma2", "head_dim": 16, "sliding_window": 5, "query_pre_attn_scalar": 24, "pad_token_id": 0},
+    "gemma2": SMALL
+    | {"model_type": "gemma2", "head_dim": 16, "sliding_window": 5, "query_pre_attn_scalar": 24, "pad_token_id": 0},
     "gemma3": SMALL
     | {
         "model_type": "gemma3_text",
@@ -98,10 +100,10 @@ def positions(mask):
 
 def decoder_logits(model, params, batch):
     """Logits of every position, float32 (rows, length, vocabulary)."""
+    return np.asarray(_logits(model, params, batch))
 
-    @jax.jit
-    def run(params, batch):
-        module = model.bind(params)
-        return module.vocabulary_logits(module.hidden_states(batch)[-1])
 
-    return np.asarray(run(params, batch))
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(model, params, batch):
+    module = model.bind(params)
+    return module.vocabulary_logits(module.hidden_states(batch)[-1])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import mmap
+import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,7 +104,8 @@ class Reader:
     def value(self, kind: int) -> Any:
         """The next value of the metadata."""
         if kind in SCALARS:
-            return self.number(SCALARS[kind])
+            number = self.number(SCALARS[kind])
+            return float(str(np.float32(number))) if SCALARS[kind] == "<f" else number  # 1e-05, not 9.999999747378752e-06
         if kind == STRING:
             return self.text()
         if kind != ARRAY:
@@ -206,6 +208,7 @@ def raw_config(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: missing weights: token_embd.weight.")
     config |= {
         "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
         "vocab_size": tensors["token_embd.weight"].shape[0],
         "tie_word_embeddings": "output.weight" not in tensors,
     }
@@ -263,6 +266,7 @@ def _their_name(name: str) -> str:
 
 def tokenizer(path: Path) -> PreTrainedTokenizerFast:
     """The tokenizer in the file's metadata, byte-level BPE, with its chat template; InputError for another kind."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # no "PyTorch was not found": none is needed
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
