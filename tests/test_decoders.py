@@ -1,6 +1,7 @@
 """Decoders: golden logits of every family, directories in and out, padding, packing, scan, and what is refused."""
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -158,7 +159,7 @@ def test_a_scanned_program_does_not_grow_with_depth():
         raw = SMALL | {"model_type": "llama", "num_hidden_layers": layers}
         model = build(CONFIGS["llama"].from_dict(raw, "config.json"), num_labels=2, scan=True)
         batch = decoder_inputs() | {"labels": np.zeros(4, np.int32)}
-        loss = lambda params, model=model: Classification(model)(params, batch, None)[0][0]  # noqa: E731
+        loss = functools.partial(lambda model, batch, params: Classification(model)(params, batch, None)[0][0], model, batch)
         text = jax.jit(jax.grad(loss)).lower(model.shapes).as_text()
         sizes.append(text.count("dot_general"))
     assert sizes[0] == sizes[1]
