@@ -76,7 +76,15 @@ def test_a_frozen_llama_is_run_once_and_the_cache_changes_nothing(models, few_re
 
 def test_self_supervised_and_lora(models, few_reviews, tmp_path, capsys):
     unlabeled = ("--unlabeled-file", str(few_reviews["unlabeled"]))
-    more = (*unlabeled, "--method", "self-supervised", "--train-parameters", "lora:2,head")
+    more = (
+        *unlabeled,
+        "--method",
+        "self-supervised",
+        "--self-supervised-loss",
+        "causal-lm",
+        "--train-parameters",
+        "lora:2,head",
+    )
     result = train(models["gpt2"], few_reviews, tmp_path / "run", capsys, *more)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert any("causal_lm_loss" in line and "causal_lm_accuracy" in line for line in lines)
