@@ -199,6 +199,8 @@ def prepare_model(config: TrainConfig, data: Data) -> Pretrained:
     names = [name for name, weight in config.losses if not weight.is_zero]
     causal = read_config(model_directory(config.model))[0].causal
     check_language_model(config, names, causal)
+    if config.scan_layers and not causal:
+        raise InputError(f"--scan-layers: {config.model} is an encoder; only the layers of decoders run as a loop.")
     classes = bool(config.supervised_weight) or any(name in CLASS_LOSSES for name in names)
     pretrained = load_pretrained(
         config.model,
@@ -206,6 +208,7 @@ def prepare_model(config: TrainConfig, data: Data) -> Pretrained:
         classifier=config.classifier,
         masked_lm="masked-lm" in names,
         causal_lm="causal-lm" in names,
+        scan=config.scan_layers,
         precision=config.precision,
         dropout=config.dropout,
         seed=config.seed,

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import random_params
 from decoders import SMALL, decoder_inputs
 from test_decoders import tiny
 
@@ -51,18 +52,21 @@ def largest_buffer(program):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_the_logits_of_all_positions_are_never_held(tied):
+def test_the_compiled_step_never_holds_the_logits_of_all_positions(tied):
     rows, length, vocabulary, block = 8, 32, 4096, 16
     raw = SMALL | {"model_type": "llama", "vocab_size": vocabulary, "num_hidden_layers": 1, "tie_word_embeddings": tied}
     model = build(CONFIGS["llama"].from_dict(raw, "config.json"), causal_lm=True)
     ids = np.zeros((rows, length), np.int32)
-    batch = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    batch = {"input_ids": ids, "attention_mask": np.ones_like(ids), "example_ids": np.arange(rows, dtype=np.int32)}
+    params = random_params(model)
 
     def program(loss):
-        return jax.jit(jax.grad(lambda params: loss(params)[0])).lower(model.shapes).compile()
+        terms = (Term("causal_lm", 1.0, loss),)
+        state = create_state(params, label(params, "all", layers=1), terms, adamw(params, 1e-2))
+        return jax.jit(train_step, donate_argnums=0).lower(state, batch).compile()
 
-    whole = program(lambda params: plainly(model, params, batch))
-    blocks = program(lambda params: CausalLM(model, block)(params, batch, None)[0])
+    whole = program(lambda params, batch, seeds: (plainly(model, params, batch), {}))
+    blocks = program(CausalLM(model, block))
     assert largest_buffer(whole) >= rows * length * vocabulary
     assert largest_buffer(blocks) <= vocabulary * max(block, SMALL["hidden_size"])  # a block's logits, or the matrix itself
     assert blocks.memory_analysis().temp_size_in_bytes < 0.3 * whole.memory_analysis().temp_size_in_bytes

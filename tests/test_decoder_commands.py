@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
@@ -11,6 +12,9 @@ from safetensors.numpy import load_file
 from test_generate import write_tokenizer
 
 from ftjax.cli import main
+from ftjax.config import TrainConfig
+from ftjax.errors import InputError
+from ftjax.prepare import prepare
 from ftjax.pretrained import load_pretrained
 
 FLAGS = ("--max-length", "64", "--batch-size", "8", "--buckets", "1", "--epochs", "1", "--json")
@@ -60,6 +64,60 @@ def test_a_gpt2_is_trained_scored_and_put_to_use(models, few_reviews, tmp_path, 
     main(["predict", "--model", str(model), texts[0]])
     alone = json.loads(capsys.readouterr().out)
     assert alone["scores"] == pytest.approx(together[0]["scores"], rel=1e-5)
+
+
+def letters(path, number, seed):
+    """Rows of random letters whose label says which of two is the last."""
+    rng = np.random.default_rng(seed)
+    texts = ["".join(rng.choice([*"abcdef"], rng.integers(3, 9))) + "yn"[i % 2] for i in range(number)]
+    path.write_text("text,label\n" + "".join(f"{text},{text[-1]}\n" for text in texts))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "changed"),
+    [
+        ("gpt2", (), r".*"),
+        ("llama", ("--method", "partial", "--train-parameters", "last:1,head"), r"model\.layers\.2\..*|score\.weight"),
+        (
+            "llama",
+            ("--method", "partial", "--train-parameters", "lora:4,head", "--scan-layers"),
+            r"model\.layers\.\d\.self_attn\.[qv]_proj\.weight|score\.weight",
+        ),
+    ],
+)
+def test_a_decoder_learns_to_classify(name, how, changed, models, tmp_path, capsys):
+    files = {"train": letters(tmp_path / "train.csv", 120, 0), "eval": letters(tmp_path / "eval.csv", 60, 1)}
+    result = train(models[name], files, tmp_path / "run", capsys, *how, "--epochs", 6, "--learning-rate", 1e-2)
+    assert result["eval"]["accuracy"] >= 0.95
+    before, after = load_file(models[name] / "model.safetensors"), load_file(tmp_path / "run" / "model" / "model.safetensors")
+    different = {n for n, value in after.items() if n not in before or value.tobytes() != before[n].tobytes()}
+    assert different == {n for n in after if re.fullmatch(changed, n)}
+
+
+def test_losses_and_loops_are_for_the_models_that_have_them(models, tiny_bert, few_reviews, tmp_path):
+    mixed = {"method": "self-supervised"}
+    for model, more, words in (
+        (models["gpt2"], mixed, "a decoder, .* take --self-supervised-loss causal-lm"),
+        (models["gpt2"], mixed | {"self_supervised_loss": ("masked",)}, "masked: unknown"),
+        (tiny_bert, mixed | {"self_supervised_loss": ("causal-lm",)}, "an encoder, .* masked-lm"),
+        (tiny_bert, {"scan_layers": True}, "is an encoder"),
+    ):
+        config = TrainConfig(str(model), tmp_path / "run", few_reviews["train"], max_length=64, **more)
+        with pytest.raises(InputError, match=words):
+            prepare(config, lambda line: None)
+
+
+def test_adaptation_to_texts_comes_before_training(models, few_reviews, tmp_path, capsys):
+    more = ("--adapt-epochs", "1", "--adapt-loss", "causal-lm", "--unlabeled-file", few_reviews["unlabeled"])
+    train(models["llama"], few_reviews, tmp_path / "run", capsys, *more)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "adaptation" / "metrics.jsonl").read_text().splitlines()]
+    assert [line for line in lines if "causal_lm_loss" in line]
+    adapted = load_file(tmp_path / "run" / "adaptation" / "model" / "model.safetensors")
+    base = load_file(models["llama"] / "model.safetensors")
+    assert adapted.keys() == base.keys()
+    assert not np.array_equal(adapted["model.embed_tokens.weight"], base["model.embed_tokens.weight"])
+    assert "score.weight" in load_file(tmp_path / "run" / "model" / "model.safetensors")
 
 
 def test_a_frozen_llama_is_run_once_and_the_cache_changes_nothing(models, few_reviews, tmp_path, capsys):
