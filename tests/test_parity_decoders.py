@@ -6,6 +6,8 @@ import jax
 import numpy as np
 import pytest
 from decoders import FAMILIES, decoder_inputs, decoder_logits, positions, write_decoder
+from safetensors.numpy import load_file
+from test_pretrained import same_bytes
 
 from ftjax.generate import Sampling, generate
 from ftjax.objectives.causal_lm import CausalLM
@@ -48,6 +50,18 @@ def test_logits_on_rows_padded_on_either_side(name, tmp_path):
     found = decoder_logits(loaded.model, loaded.params, batch)
     assert np.abs((found - expected) * (batch["attention_mask"][..., None] > 0)).max() <= 1e-4
     assert np.abs(expected).max() > 0.5
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_transformers_writes_is_read_and_written_back_bit_for_bit(name, tmp_path):
+    write_decoder(tmp_path / "ours", FAMILIES[name])
+    torch_model(tmp_path / "ours").save_pretrained(tmp_path / "theirs")  # config.json has all that its class knows
+    loaded = load_pretrained(tmp_path / "theirs", causal_lm=True)
+    assert (loaded.new, loaded.carried) == ((), {})
+    assert loaded.model == load_pretrained(tmp_path / "ours", causal_lm=True).model
+    save_pretrained(loaded, loaded.params, tmp_path / "again", trained=False)
+    tensors = load_file(tmp_path / "theirs" / "model.safetensors")
+    same_bytes(tensors, load_file(tmp_path / "again" / "model.safetensors"))
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama 3", "gemma2"])
