@@ -195,16 +195,24 @@ def compilation_in_tokens(config: Config) -> float:
 def prepare_model(config: TrainConfig, data: Data) -> Pretrained:
     """The model with the heads the run needs."""
     names = [name for name, weight in config.losses if not weight.is_zero]
+    causal = read_config(model_directory(config.model))[0].causal
+    if config.scan_layers and not causal:
+        raise InputError(f"--scan-layers: {config.model} is no decoder; only the layers of decoders run as a loop.")
     classes = bool(config.supervised_weight) or any(name in CLASS_LOSSES for name in names)
-    return load_pretrained(
+    pretrained = load_pretrained(
         config.model,
         labels=data.labels if classes else (),
         classifier=config.classifier,
         masked_lm="masked-lm" in names,
+        causal_lm="causal-lm" in names,
+        scan=config.scan_layers,
         precision=config.precision,
         dropout=config.dropout,
         seed=config.seed,
     )
+    if causal and pretrained.raw_config.get("pad_token_id") is None:  # transformers' classifiers find the last token by it
+        pretrained = dataclasses.replace(pretrained, raw_config={**pretrained.raw_config, "pad_token_id": data.pad_token_id})
+    return pretrained
 
 
 @dataclasses.dataclass(frozen=True)

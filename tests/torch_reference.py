@@ -138,6 +138,21 @@ def worked_example(model_directory, head):
     return losses
 
 
+def write_decoders():
+    """Logits of every family of tests/decoders.py, from transformers' classes."""
+    import tempfile
+
+    from decoders import FAMILIES, decoder_inputs, write_decoder
+    from test_parity_decoders import torch_decoder_logits, torch_model
+
+    golden = {}
+    for name, raw in FAMILIES.items():
+        with tempfile.TemporaryDirectory() as directory:
+            write_decoder(Path(directory), raw)
+            golden[name] = torch_decoder_logits(torch_model(directory), decoder_inputs())[..., ::7]
+    np.savez_compressed(GOLDEN / "decoders.npz", **golden)
+
+
 if __name__ == "__main__":
     sys.path[:0] = [str(ROOT / "experiments")]
     import reviews
@@ -150,4 +165,5 @@ if __name__ == "__main__":
     states, pooled = torch_hidden_states(BertModel.from_pretrained(directory), minilm_inputs())
     keep = [state[:, ::4, ::16] for state in states]  # enough to catch any mistake, small enough to commit
     np.savez_compressed(GOLDEN / "minilm.npz", *keep, pooled=pooled[:, ::8], scale=[np.abs(s).max() for s in states])
+    write_decoders()
     (GOLDEN / "worked_example.json").write_text(json.dumps(worked_example(directory, head_values(384, 2))) + "\n")

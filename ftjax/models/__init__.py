@@ -17,24 +17,28 @@ from flax import nnx
 
 from ftjax.models.bert import BertConfig
 from ftjax.models.body import Body, Classifier, Config
+from ftjax.models.decoder import Decoder
 from ftjax.models.distilbert import DistilBertConfig
 from ftjax.models.electra import ElectraConfig
+from ftjax.models.gemma import Gemma2Config, Gemma3Config
+from ftjax.models.gpt2 import GPT2Config
 from ftjax.models.heads import TextModel, leading
 from ftjax.models.layers import Dense
+from ftjax.models.llama import LlamaConfig, MistralConfig
 from ftjax.models.mpnet import MPNetConfig, MPNetEncoder
 from ftjax.models.post_norm import PostNormEncoder
+from ftjax.models.qwen import Qwen2Config, Qwen3Config
 from ftjax.models.roberta import RobertaConfig, XlmRobertaConfig
 from ftjax.models.t5 import T5, T5Config
 
 Params = dict[str, jax.Array]
 
+ENCODERS = (BertConfig, RobertaConfig, XlmRobertaConfig, DistilBertConfig, ElectraConfig)
+DECODERS = (GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config, Gemma2Config, Gemma3Config)
 BODIES: dict[type[Config], type[Body]] = {
-    BertConfig: PostNormEncoder,
-    RobertaConfig: PostNormEncoder,
-    XlmRobertaConfig: PostNormEncoder,
-    DistilBertConfig: PostNormEncoder,
-    ElectraConfig: PostNormEncoder,
+    **dict.fromkeys(ENCODERS, PostNormEncoder),
     MPNetConfig: MPNetEncoder,
+    **dict.fromkeys(DECODERS, Decoder),
 }
 """The supported architectures: config -> body. Their files' names for parameters are in `ftjax.pretrained.names`."""
 SEQ2SEQ: dict[type[Config], type[T5]] = {T5Config: T5}
@@ -106,17 +110,28 @@ def build(
     config: Config,
     *,
     num_labels: int | None = None,
-    classifier: Classifier = "pooled",
+    classifier: Classifier | None = None,
     pooler: bool = False,
     masked_lm: bool = False,
+    causal_lm: bool = False,
+    scan: bool = False,
     precision: str = "float32",
     lora: Lora | None = None,
 ) -> Model:
     """The model for a config with the heads asked for; nothing is allocated.
 
+    classifier: the kind of classification head; None is the architecture's own.
+    scan: a decoder's layers run as one loop, which compiles in the same time however many they are; see `Decoder.scan`.
     precision: the dtype of the operands of every dot product, "float32" or "bfloat16"; all else is float32.
     """
-    chosen = {"num_labels": num_labels, "classifier": classifier, "pooler": pooler, "masked_lm": masked_lm}
+    chosen = {
+        "num_labels": num_labels,
+        "classifier": classifier or config.own_classifier,
+        "pooler": pooler,
+        "masked_lm": masked_lm,
+        "causal_lm": causal_lm,
+        "scan": scan,
+    }
     dtype = jnp.dtype(precision)
 
     def module() -> nnx.Module:

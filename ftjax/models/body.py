@@ -88,6 +88,11 @@ class Config:
         return self.num_hidden_layers
 
     @property
+    def own_classifier(self) -> Classifier | None:
+        """The classification head that transformers' class for the architecture has; None without one."""
+        return next(iter(self.classifiers), None)
+
+    @property
     def max_length(self) -> int:
         """The most tokens a row may have."""
         return self.max_position_embeddings

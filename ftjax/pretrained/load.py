@@ -14,10 +14,10 @@ import numpy as np
 
 from ftjax.errors import InputError, did_you_mean
 from ftjax.models import CONFIGS, Classifier, Config, Lora, Model, Params, build, initial_value, with_lora
-from ftjax.pretrained import keras
+from ftjax.pretrained import gguf, keras
 from ftjax.pretrained.hub import model_directory
 from ftjax.pretrained.names import NameTable, table_of
-from ftjax.pretrained.tensors import INDEX, SINGLE, SafeTensors, Weights, read_json, safetensors_files
+from ftjax.pretrained.tensors import INDEX, SINGLE, Parts, SafeTensors, Weights, read_json, safetensors_files
 
 FLOATS = (np.dtype("float32"), np.dtype("float16"), np.dtype("float64"), np.dtype(ml_dtypes.bfloat16))
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "model.bin", "model.ckpt", "flax_model.msgpack")
@@ -25,14 +25,14 @@ PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "mod
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """What a model directory holds.
+    """What a model directory, or a GGUF file, holds.
 
     model and params: the architecture with the heads asked for, and its float32 values (flat: dotted name -> array).
     new: names of parameters that the files did not have and that were initialised.
     spelled: what the files call each of the others. dtypes: the files' dtype of each.
     carried: tensors of the files (their names) that the model does not use: an export that loses nothing reads them again.
-    base_only: whether the files hold a base model, its names unprefixed.
     labels: class names in the order of the classifier's outputs, or () without a classifier.
+    classifier: the kind of head that these would have; None where the architecture has none.
     raw_config: config.json as read.
     """
 
@@ -43,22 +43,25 @@ class Pretrained:
     spelled: dict[str, str]
     dtypes: dict[str, np.dtype]
     carried: tuple[str, ...]
-    base_only: bool
     labels: tuple[str, ...]
-    classifier: Classifier
+    classifier: Classifier | None
     raw_config: dict[str, Any]
 
 
 def read_config(directory: Path) -> tuple[Config, dict[str, Any], NameTable]:
-    """config.json as (config, dictionary, name table); InputError for an architecture that is not supported."""
-    raw = read_json(directory / "config.json")
+    """config.json, or a GGUF file's metadata, as (config, dictionary, name table).
+
+    InputError for an architecture that is not supported.
+    """
+    source = directory if gguf.is_gguf(directory) else directory / "config.json"
+    raw = gguf.raw_config(source) if gguf.is_gguf(source) else read_json(source)
     model_type = raw.get("model_type")
     if model_type not in CONFIGS:
         near = did_you_mean(str(model_type), CONFIGS)
         raise InputError(
             f"{directory}: architecture {model_type!r} is not supported; supported are: {', '.join(CONFIGS)}.{near}"
         )
-    config = CONFIGS[model_type].from_dict(raw, str(directory / "config.json"))
+    config = CONFIGS[model_type].from_dict(raw, str(source))
     return config, raw, table_of(config)
 
 
@@ -76,14 +79,19 @@ def unnamed(number: int) -> tuple[str, ...]:
     return tuple(f"LABEL_{i}" for i in range(number))
 
 
-def saved_classifier(config: Config, raw_config: dict[str, Any]) -> Classifier:
-    """Which classification head a directory's weights belong to: the architecture's own, unless one of ours is marked."""
+def saved_classifier(config: Config, raw_config: dict[str, Any]) -> Classifier | None:
+    """Which classification head a directory's weights belong to: the architecture's own, unless we marked another one."""
     marked = raw_config.get("ftjax_classifier")
-    return marked if marked in config.classifiers else next(iter(config.classifiers), "pooled")
+    return marked if marked in config.classifiers else config.own_classifier
 
 
-def open_weights(directory: Path) -> Weights:
-    """The tensors of a directory: of safetensors, or else of Keras. InputError where there are none, or only pickled ones."""
+def open_weights(directory: Path, table: NameTable) -> Weights:
+    """The tensors of a GGUF file or a directory, those that the table takes apart by their parts."""
+    return Parts(gguf.GgufWeights(directory) if gguf.is_gguf(directory) else _weights_in(directory), table.parts, directory)
+
+
+def _weights_in(directory: Path) -> Weights:
+    """Those of safetensors, or else of Keras. InputError where there are none, or only pickled ones."""
     if files := safetensors_files(directory):
         return SafeTensors(files)
     if (directory / keras.SINGLE).is_file():
@@ -149,6 +157,8 @@ def load_pretrained(
     labels: tuple[str, ...] | None = None,
     classifier: Classifier | None = None,
     masked_lm: bool = False,
+    causal_lm: bool = False,
+    scan: bool = False,
     precision: str = "float32",
     dropout: float | None = None,
     seed: int = 0,
@@ -157,8 +167,9 @@ def load_pretrained(
 
     labels: class names for a classification head; None takes the head that the files hold, if any. A head in the
         files that is of another kind or has other class names is left aside and a new one initialised.
-    classifier: "pooled" or "first-token" (see `ftjax.models.heads`); None takes the files' kind, or pooled.
-    masked_lm: add the masked-language-modelling head, from the files or new.
+    classifier: the head's kind (see `ftjax.models.body.Classifier`); None takes the files', or the architecture's own.
+    masked_lm, causal_lm: add the head that predicts masked tokens, or the next one, from the files or new.
+    scan: see `ftjax.models.build`.
     precision: operand dtype of dot products, "float32" or "bfloat16"; parameters are float32 either way.
     dropout: a rate for all dropout instead of the config's.
     seed: for what is initialised; each parameter's value depends on the seed and its own name alone.
@@ -170,11 +181,14 @@ def load_pretrained(
     config, raw_config, table = read_config(directory)
     if dropout is not None:
         config = config.with_dropout(dropout)
-    weights = open_weights(directory)
+    saved = saved_classifier(config, raw_config)
+    kind = classifier or saved
+    _check_heads(
+        config, raw_config, directory, kind, classify=bool(labels or classifier), masked_lm=masked_lm, causal_lm=causal_lm
+    )
+    weights = open_weights(directory, table)
     spelled = spell(weights, table, directory)
     config = config.for_files(spelled)
-    kind = classifier or saved_classifier(config, raw_config)
-    _check_heads(config, raw_config, directory, kind if labels or classifier else None, masked_lm=masked_lm)
     head = spelled.get(table.theirs("classifier.kernel")[0]) if config.classifiers else None
     rows = (weights.headers[head].shape or (0,))[0] if head else 0
     in_files = (saved_labels(raw_config) or unnamed(rows)) if rows else ()
@@ -182,14 +196,16 @@ def load_pretrained(
         raise InputError(f"{directory}: {head} has {rows} rows but config.json names {len(in_files)} labels.")
     labels = in_files if labels is None else labels
     numbered = in_files == unnamed(rows) and labels == tuple(map(str, range(rows)))
-    fits = rows > 0 and (labels == in_files or numbered) and kind == saved_classifier(config, raw_config)
+    fits = rows > 0 and (labels == in_files or numbered) and kind == saved
 
     model = build(
         config,
         num_labels=len(labels) or None,
         classifier=kind,
-        pooler=kind == "pooled" and bool(config.classifiers) and table.theirs("pooler.kernel")[0] in spelled,
+        pooler=kind == "pooled" and table.theirs("pooler.kernel")[0] in spelled,
         masked_lm=masked_lm,
+        causal_lm=causal_lm,
+        scan=scan,
         precision=precision,
     )
     named = {ours: table.theirs(ours) for ours in model.shapes}
@@ -220,7 +236,7 @@ def load_pretrained(
     params = _initialised(model, new, seed)
     for ours, name in read.items():
         params[ours] = read_parameter(weights, name, model.shapes[ours].shape, transposed=named[ours][1])
-    if masked_lm or not config.has_masked_lm:
+    if masked_lm or causal_lm or not config.classifiers:  # without a classifier: a model that always predicts tokens
         check_copies(weights, table, spelled, read, params, directory)
     return Pretrained(
         directory=directory,
@@ -230,7 +246,6 @@ def load_pretrained(
         spelled=read,
         dtypes={ours: weights.headers[name].dtype for ours, name in read.items()},
         carried=tuple(name for name in spelled.values() if name not in used),
-        base_only=not any(name.startswith(table.prefix) for name in spelled.values()),
         labels=tuple(labels),
         classifier=kind,
         raw_config=raw_config,
@@ -238,14 +253,26 @@ def load_pretrained(
 
 
 def _check_heads(
-    config: Config, raw_config: dict[str, Any], directory: Path, classifier: Classifier | None, *, masked_lm: bool
+    config: Config,
+    raw_config: dict[str, Any],
+    directory: Path,
+    classifier: Classifier | None,
+    *,
+    classify: bool,
+    masked_lm: bool,
+    causal_lm: bool,
 ) -> None:
-    """InputError for heads that the architecture does not have."""
-    if classifier is not None and classifier not in config.classifiers:
-        has = " or ".join(config.classifiers) or "none"
-        raise InputError(f"{directory}: {config.model_type} has no {classifier} classification head; it has {has}.")
+    """InputError for heads that the architecture does not have. classify: whether a classifier, of this kind, is asked for."""
+    model = f"{directory}: {config.model_type}"
+    if classify and classifier not in config.classifiers:
+        kind, has = f"{classifier} " if classifier else "", " or ".join(config.classifiers) or "none"
+        raise InputError(f"{model} has no {kind}classification head; it has {has}.")
     if masked_lm and not config.has_masked_lm:
-        raise InputError(f"{directory}: {config.model_type} has no head for masked language modelling.")
+        other = "; a decoder predicts the next token: take causal-lm" if config.causal else ""
+        raise InputError(f"{model} has no head for masked language modelling (masked-lm){other}.")
+    if causal_lm and not config.causal:
+        other = "; an encoder predicts masked tokens: take masked-lm" if config.has_masked_lm else ""
+        raise InputError(f"{model} has no head for the next token (causal-lm){other}.")
     if masked_lm and raw_config.get("tie_word_embeddings", True) is False:
         raise InputError(
             f"{directory}: tie_word_embeddings=false is not supported; masked language modelling reads the word embeddings."

@@ -1,4 +1,4 @@
-"""Tensors in files: what a kind of file must offer, and safetensors, single files or shards with an index.
+"""Tensors in files: what a kind of file must offer, tensors in parts, and safetensors, single files or shards with an index.
 
 Nothing is ever unpickled, and a tensor is never in memory twice: headers come first, then values some rows at a time.
 """
@@ -10,7 +10,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -70,6 +70,40 @@ def rows(header: Header) -> Iterator[Any]:
     step = max(1, BLOCK_BYTES // max(width, 1))
     for start in range(0, header.shape[0], step):
         yield slice(start, min(start + step, header.shape[0]))
+
+
+class Parts:
+    """Weights of which some tensors hold several, side by side along the last axis: each is a tensor by itself here.
+
+    parts: the names of what a tensor holds, in order, or [] where it is one. Raises InputError for one that does not divide.
+    """
+
+    def __init__(self, weights: Weights, parts: Callable[[str], list[str]], directory: Path) -> None:
+        self.headers: dict[str, Header] = {}
+        self._weights = weights
+        self._places: dict[str, tuple[str, slice]] = {}
+        for name, header in weights.headers.items():
+            names = parts(name)
+            if not names:
+                self.headers[name] = header
+                continue
+            *rest, width = header.shape or (0,)
+            if width % len(names) or not width:
+                raise InputError(
+                    f"{directory}: {name} is {list(header.shape)}, which is not {len(names)} matrices side by side."
+                )
+            step = width // len(names)
+            for number, part in enumerate(names):
+                self.headers[part] = Header((*rest, step), header.dtype)
+                self._places[part] = (name, slice(number * step, (number + 1) * step))
+
+    def blocks(self, name: str) -> Iterator[tuple[Any, np.ndarray]]:
+        """Pieces of a tensor and where in it they belong, see `Weights`; a part comes whole."""
+        if name not in self._places:
+            yield from self._weights.blocks(name)
+            return
+        whole, columns = self._places[name]
+        yield ..., read_whole(self._weights, whole)[..., columns]
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -188,7 +188,7 @@ def test_what_would_change_the_result_unnoticed_is_refused(tmp_path):
         rewrite(tmp_path, {"dense_act_fn": "relu", "is_gated_act": False, **change})
         expect(tmp_path, *words)
     families.write_golden(tmp_path, KINDS[0])
-    expect(tmp_path, "t5 has no pooled classification head", labels=("a", "b"))
+    expect(tmp_path, "t5 has no classification head; it has none", labels=("a", "b"))
     expect(tmp_path, "t5 has no head for masked language modelling", masked_lm=True)
 
 

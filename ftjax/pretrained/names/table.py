@@ -6,9 +6,12 @@ import dataclasses
 import functools
 import re
 
+import numpy as np
+
 Rule = tuple[str, str, bool]
 """(ours, theirs, transposed). `*` stands for a layer number. PyTorch keeps a linear layer's weight as (features_out,
-features_in); ours is (features_in, features_out), so those are transposed on the way."""
+features_in); ours is (features_in, features_out), so those are transposed on the way. Theirs is NAME/PART where files keep
+several of ours in one tensor, side by side along its last axis in the order of the rules."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +36,7 @@ class NameTable:
     def theirs(self, ours: str) -> tuple[str, bool]:
         """Our name to (their name, transposed). Raises KeyError for a name no rule covers."""
         for pattern, target, transposed in self.rules:
-            if found := re.fullmatch(re.escape(pattern).replace(r"\*", r"(\d+)"), ours):
+            if found := re.fullmatch(_expression(pattern), ours):
                 return target.replace("*", *found.groups()) if found.groups() else target, transposed
         raise KeyError(ours)
 
@@ -47,6 +50,24 @@ class NameTable:
         name = re.sub(r"(LayerNorm|layer_norm)\.beta$", r"\1.bias", name)
         return self.prefix + name if name.split(".")[0] in self._first_words else name
 
+    def parts(self, name: str) -> list[str]:
+        """What a tensor of the files, in their spelling, holds side by side: NAME/PART each; [] where it holds one thing."""
+        wholes = (theirs.partition("/") for _, theirs, _ in self.rules if "/" in theirs)
+        canonical = self.canonical(name)
+        return [f"{name}/{part}" for whole, _, part in wholes if re.fullmatch(_expression(whole), canonical)]
+
+    def join(self, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Tensors with parts by themselves to those of the files, in any spelling: parts put together along the last axis."""
+        joined: dict[str, np.ndarray] = {}
+        for name, array in tensors.items():
+            whole = name.partition("/")[0]
+            parts = self.parts(whole)
+            if name not in parts:
+                joined[name] = array
+            elif name == parts[0]:
+                joined[whole] = np.concatenate([tensors[part] for part in parts], axis=-1)
+        return joined
+
     @functools.cached_property
     def _first_words(self) -> frozenset[str]:
         """The first words of the base model's names once the prefix is gone."""
@@ -56,6 +77,11 @@ class NameTable:
     def is_carried(self, canonical: str) -> bool:
         """Whether a tensor may be there without a place in the model, and is kept for export instead."""
         return canonical in dict(self.copies) or any(re.fullmatch(pattern, canonical) for pattern in self.carried)
+
+
+def _expression(pattern: str) -> str:
+    """A name with * to a regular expression with a group for the number."""
+    return re.escape(pattern).replace(r"\*", r"(\d+)")
 
 
 def dense(ours: str, theirs: str) -> tuple[Rule, ...]:
