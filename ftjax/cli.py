@@ -16,6 +16,7 @@ import tyro
 from ftjax.config import CompareConfig, Parameters, TrainConfig
 from ftjax.errors import InputError, Stopped
 from ftjax.launch import keep_programs, with_huge_pages
+from ftjax.zero_shot.config import ZeroShotConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +150,7 @@ COMMANDS = {
     "predict": Predict,
     "generate": Generate,
     "chat": Chat,
+    "zero-shot": ZeroShotConfig,
     "parameters": Parameters,
     "export": Export,
     "report": Report,
@@ -197,6 +199,14 @@ def run(command: Any) -> None:
             generate(command)
         case Chat():
             chat(command)
+        case ZeroShotConfig():
+            from ftjax.terminal import Terminal
+            from ftjax.zero_shot.run import classify
+
+            with Terminal() as terminal:
+                found = classify(command, terminal)
+            for value in found if isinstance(found, list) else [found] * command.json:
+                print_json(value)
         case Parameters():
             from ftjax.parameters import describe, show
 

@@ -1,5 +1,6 @@
 """Hugging Face directories in and out: names, shards, damage, round trips, golden hidden states."""
 
+import dataclasses
 import json
 import shutil
 import struct
@@ -36,7 +37,7 @@ def write_model(directory, *, prefix="bert.", labels=None, old_names=False, dtyp
     tensors |= {name: rng.standard_normal((2, 2)).astype(np.float32) for name in extra}
     directory.mkdir(exist_ok=True)
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-    raw = {"model_type": "bert", **{k: getattr(tiny_config(**config), k) for k in tiny_config().__dataclass_fields__}}
+    raw = {"model_type": "bert", **dataclasses.asdict(tiny_config(**config))}
     if labels:
         raw |= {"id2label": dict(enumerate(labels)), "architectures": ["BertForSequenceClassification"]}
     (directory / "config.json").write_text(json.dumps(raw))
