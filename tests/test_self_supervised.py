@@ -55,7 +55,7 @@ def test_losses_are_read_with_their_weights():
         ({"self_supervised_weight": "nan"}, "--self-supervised-weight 'nan': must be"),
         (
             {"adapt_epochs": 1, "adapt_loss": ("consistency",)},
-            "--adapt-loss takes masked-lm, causal-lm, contrastive and label-pairs",
+            "--adapt-loss takes masked-lm, causal-lm, contrastive",
         ),
         ({"teacher_decay": 0.9}, "--teacher-decay needs consistency or pseudo-label"),
         ({"teacher_decay": 1.0}, "at least 0 and below 1"),
