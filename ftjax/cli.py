@@ -148,9 +148,9 @@ COMMANDS = {
     "compare": CompareConfig,
     "evaluate": Evaluate,
     "predict": Predict,
-    "zero-shot": ZeroShotConfig,
     "generate": Generate,
     "chat": Chat,
+    "zero-shot": ZeroShotConfig,
     "parameters": Parameters,
     "export": Export,
     "report": Report,
@@ -195,6 +195,10 @@ def run(command: Any) -> None:
                     print(f"{name:10} {value:.4f}" if isinstance(value, float) else f"{name:10} {value:,}")
         case Predict():
             predict(command)
+        case Generate():
+            generate(command)
+        case Chat():
+            chat(command)
         case ZeroShotConfig():
             from ftjax.terminal import Terminal
             from ftjax.zero_shot.run import classify
@@ -203,10 +207,6 @@ def run(command: Any) -> None:
                 found = classify(command, terminal)
             for value in found if isinstance(found, list) else [found] * command.json:
                 print_json(value)
-        case Generate():
-            generate(command)
-        case Chat():
-            chat(command)
         case Parameters():
             from ftjax.parameters import describe, show
 

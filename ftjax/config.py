@@ -147,7 +147,7 @@ class TrainConfig:
     lora_targets: str = r"attention\.(query|value)"
     """With lora:R, the dense layers that get low-rank matrices: a regular expression over names within a layer."""
     scan_layers: bool = False
-    """Run a decoder's layers as one loop: compiling then takes the same time however many there are."""
+    """Run a decoder's layers as one loop: compiling the model then takes the same time however many there are."""
     frozen_dropout: bool = False
     """Keep dropout on in layers that are frozen; their output must then be computed in every step."""
     prefix_cache: Literal["auto", "memory", "disk", "off"] = "auto"
