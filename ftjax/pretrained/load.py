@@ -53,7 +53,7 @@ def read_config(directory: Path) -> tuple[Config, dict[str, Any], NameTable]:
     """config.json as (config, dictionary, name table); InputError for an architecture that is not supported."""
     raw = read_json(directory / "config.json")
     model_type = raw.get("model_type")
-    if model_type not in CONFIGS:
+    if not isinstance(model_type, str) or model_type not in CONFIGS:
         near = did_you_mean(str(model_type), CONFIGS)
         raise InputError(
             f"{directory}: architecture {model_type!r} is not supported; supported are: {', '.join(CONFIGS)}.{near}"
