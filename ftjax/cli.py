@@ -16,6 +16,7 @@ import tyro
 from ftjax.config import CompareConfig, Parameters, TrainConfig
 from ftjax.errors import InputError, Stopped
 from ftjax.launch import keep_programs, with_huge_pages
+from ftjax.zero_shot.config import ZeroShotConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +100,7 @@ COMMANDS = {
     "compare": CompareConfig,
     "evaluate": Evaluate,
     "predict": Predict,
+    "zero-shot": ZeroShotConfig,
     "parameters": Parameters,
     "export": Export,
     "report": Report,
@@ -143,6 +145,14 @@ def run(command: Any) -> None:
                     print(f"{name:10} {value:.4f}" if isinstance(value, float) else f"{name:10} {value:,}")
         case Predict():
             predict(command)
+        case ZeroShotConfig():
+            from ftjax.terminal import Terminal
+            from ftjax.zero_shot.run import classify
+
+            with Terminal() as terminal:
+                found = classify(command, terminal)
+            for value in found if isinstance(found, list) else [found] * command.json:
+                print_json(value)
         case Parameters():
             from ftjax.parameters import describe, show
 

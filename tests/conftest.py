@@ -50,17 +50,26 @@ def review_files(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory, minilm) -> Path:
     """A directory like MiniLM's, tokenizer and all, but tiny and random: commands run on it in seconds."""
-    directory = tmp_path_factory.mktemp("tiny-bert")
+    return write_tiny_bert(tmp_path_factory.mktemp("tiny-bert"), minilm, pooler=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_mlm(tmp_path_factory, minilm) -> Path:
+    """The same with a masked-language-modelling head."""
+    return write_tiny_bert(tmp_path_factory.mktemp("tiny-mlm"), minilm, masked_lm=True)
+
+
+def write_tiny_bert(directory: Path, tokenizer: Path, **heads: bool) -> Path:
+    """A tiny random BERT with these heads, as transformers would save it."""
     config = tiny_config(vocab_size=30522, max_position_embeddings=64)
-    model = build(config, pooler=True)
     tensors = {}
-    for name, value in random_params(model, scale=0.05).items():
+    for name, value in random_params(build(config, **heads), scale=0.05).items():
         theirs, transposed = BERT.theirs(name)
         tensors[theirs] = np.ascontiguousarray(np.asarray(value).T if transposed else np.asarray(value))
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     (directory / "config.json").write_text(json.dumps({"model_type": "bert", **dataclasses.asdict(config)}))
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
-        shutil.copy(minilm / name, directory)
+        shutil.copy(tokenizer / name, directory)
     return directory
 
 

@@ -135,7 +135,7 @@ def test_self_supervised_learns_without_any_label(tiny_bert, few_reviews, tmp_pa
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert set(result["eval"]) == {"loss", "masked_lm_accuracy"}
+    assert set(result["eval"]) == {"loss", "masked_lm_loss", "masked_lm_accuracy"}
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert not any("classification_loss" in line for line in lines)
 
@@ -226,8 +226,8 @@ FLAGS = {
     "layer decay": ({"layer_decay": "0"}, (), "--layer-decay 0"),
     "cache of a negative size": ({"prefix_cache_disk_gb": "-1"}, (), "--prefix-cache-disk-gb"),
     "lambda elsewhere": ({"self_supervised_weight": "0.1"}, (), "needs --method self-supervised"),
-    "negative lambda": ({"method": "self-supervised", "self_supervised_weight": "-1"}, (), "--self-supervised-weight -1"),
-    "infinite lambda": ({"method": "self-supervised", "self_supervised_weight": "inf"}, (), "--self-supervised-weight inf"),
+    "negative lambda": ({"method": "self-supervised", "self_supervised_weight": "-1"}, (), "--self-supervised-weight '-1'"),
+    "infinite lambda": ({"method": "self-supervised", "self_supervised_weight": "inf"}, (), "--self-supervised-weight 'inf'"),
     "not a number": ({"learning_rate": "nan"}, (), "--learning-rate nan"),
     "zero learning rate": ({"learning_rate": "0"}, (), "--learning-rate"),
     "no epochs": ({"epochs": "0"}, (), "--epochs 0"),

@@ -1,0 +1,187 @@
+"""Classes without a labelled example: descriptions of the classes against the texts, in three ways.
+
+    similarity   encoders: cosine of the text's embedding and each description's (Yin et al., 2019, https://arxiv.org/abs/1909.00161;
+                 embeddings as in Reimers and Gurevych, 2019, https://arxiv.org/abs/1908.10084)
+    cloze        models with a masked-language-modelling head: log-probability of the class's word in the gap of a template
+                 (PET, Schick and Schütze, 2021, https://arxiv.org/abs/2001.07676, section 3.1)
+    likelihood   decoders: log-probability of the class's words after the text (Brown et al., 2020, https://arxiv.org/abs/2005.14165)
+
+All end in scores, float32 (texts, classes). No label of any row is read here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ftjax.data.batches import batches, choose_buckets
+from ftjax.data.files import Rows
+from ftjax.data.tokenize import Examples, encode, load_tokenizer
+from ftjax.errors import InputError
+from ftjax.models import Model, Params
+from ftjax.objectives import Batch
+from ftjax.objectives.contrastive import embeddings
+from ftjax.parallel import Compiled, data_mesh, replicate
+from ftjax.pretrained import Pretrained
+from ftjax.zero_shot.config import GAP, Descriptions
+
+Step = Callable[[Params, Batch], jax.Array]
+COSINE_SCALE = 20.0
+"""Cosines times this are logits: the temperature 0.05 with which such embeddings are trained (Gao et al., 2021)."""
+
+
+def per_row(step: Step, pretrained: Pretrained, examples: Examples, batch_size: int, pad_token_id: int) -> np.ndarray:
+    """What a step (params, batch) -> (batch, n) gives for every row, float32 (rows, n), in the order of the rows."""
+    mesh = data_mesh()
+    program, params = Compiled(step, mesh, donate=False), replicate(pretrained.params, mesh)
+    size = -(-batch_size // mesh.size) * mesh.size
+    numbers, found = [], []
+    for batch in batches(examples, choose_buckets(examples.lengths), size, pad_token_id=pad_token_id, seed=None):
+        real = batch["example_ids"] >= 0
+        numbers.append(batch["example_ids"][real])
+        found.append(np.asarray(program(params, batch))[real])
+    return np.concatenate(found)[np.argsort(np.concatenate(numbers))]
+
+
+def embedding_step(model: Model) -> Step:
+    """Mean-pooled last hidden states of unit length, float32 (batch, hidden), dropout off."""
+
+    def step(params: Params, batch: Batch) -> jax.Array:
+        rows = embeddings(model, params, batch, None, "mean")
+        return rows * jax.lax.rsqrt(jnp.maximum((rows * rows).sum(-1, keepdims=True), 1e-12))
+
+    return step
+
+
+def gap_step(model: Model, mask_token_id: int, words: tuple[int, ...]) -> Step:
+    """Log-probability of each of the words, token ids, at the row's first mask token: float32 (batch, words)."""
+
+    def step(params: Params, batch: Batch) -> jax.Array:
+        module = model.bind(params)
+        hidden = module.hidden_states(batch)[-1]
+        gap = (batch["input_ids"] == mask_token_id).argmax(-1)
+        at_gap = jnp.take_along_axis(hidden, gap[:, None, None], axis=1)[:, 0]
+        return jax.nn.log_softmax(module.vocabulary_logits(at_gap), axis=-1)[:, jnp.asarray(words)]
+
+    return step
+
+
+def tokenised(texts: Sequence[str], tokenizer: Any, max_length: int, what: str) -> Examples:
+    """The texts as tokens, without labels."""
+    return encode(Rows(list(texts), None, None, what), tokenizer, (), max_length)
+
+
+def similarity_scores(
+    pretrained: Pretrained, descriptions: Descriptions, texts: Sequence[str], *, max_length: int, batch_size: int
+) -> np.ndarray:
+    """Cosine of each text with the mean embedding of each class's descriptions, times `COSINE_SCALE`.
+
+    InputError for a description of which the tokenizer knows nothing.
+    """
+    tokenizer = load_tokenizer(pretrained.directory)
+    pad = tokenizer.pad_token_id or 0
+    every = [text for described in descriptions.values() for text in described]
+    examples = tokenised(every, tokenizer, max_length, "descriptions")
+    nothing = np.isin(examples.tokens, [*tokenizer.all_special_ids])
+    for text, start, end in zip(every, examples.starts, examples.starts[1:], strict=False):
+        if nothing[start:end].all():
+            raise InputError(f"The description {text!r} has no token that the model knows; describe the label otherwise.")
+    step = embedding_step(pretrained.model)
+    vectors = per_row(step, pretrained, examples, batch_size, pad)
+    owner = np.repeat(np.arange(len(descriptions)), [len(described) for described in descriptions.values()])
+    centres = np.stack([vectors[owner == number].mean(0) for number in range(len(descriptions))])
+    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
+    rows = per_row(step, pretrained, tokenised(texts, tokenizer, max_length, "texts"), batch_size, pad)
+    return COSINE_SCALE * rows @ centres.T
+
+
+def cloze_scores(
+    pretrained: Pretrained,
+    descriptions: Descriptions,
+    texts: Sequence[str],
+    *,
+    template: str,
+    max_length: int,
+    batch_size: int,
+) -> np.ndarray:
+    """Mean log-probability of each class's words in the gap of the template.
+
+    InputError for a model without a trained masked-language-modelling head or mask token, and for a description that
+    is not one token of the model.
+    """
+    tokenizer = load_tokenizer(pretrained.directory)
+    if tokenizer.mask_token_id is None:
+        raise InputError(f"{pretrained.directory}: its tokenizer has no mask token, which cloze needs; take --how similarity.")
+    if any(name.startswith("masked_lm.") for name in pretrained.new):
+        raise InputError(
+            f"{pretrained.directory}: has no trained masked-language-modelling head, which cloze needs; take --how similarity."
+        )
+    words, owner = [], []
+    for number, (label, described) in enumerate(descriptions.items()):
+        for word in described:
+            ids = tokenizer(f" {word}" if tokenizer.convert_tokens_to_ids("Ġthe") != tokenizer.unk_token_id else word,
+                            add_special_tokens=False)["input_ids"]  # fmt: skip
+            if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
+                shown = " ".join(tokenizer.convert_ids_to_tokens(ids)) or "nothing"
+                raise InputError(
+                    f"The label {label!r}: {word!r} must be one token for cloze, the model has {shown}; "
+                    f"give another word with --description '{label}=...'."
+                )
+            words.append(ids[0])
+            owner.append(number)
+    filled = [fill(template, text, tokenizer.mask_token, tokenizer, max_length) for text in texts]
+    examples = tokenised(filled, tokenizer, max_length, "texts")
+    step = gap_step(pretrained.model, tokenizer.mask_token_id, tuple(words))
+    scores = per_row(step, pretrained, examples, batch_size, tokenizer.pad_token_id or 0)
+    return np.stack([scores[:, np.array(owner) == number].mean(1) for number in range(len(descriptions))], axis=1)
+
+
+def fill(template: str, text: str, label: str, tokenizer: Any, max_length: int) -> str:
+    """The template with the text, which is cut where the whole would be longer than max_length tokens, and the label."""
+    room = max_length - len(tokenizer(template.replace("{text}", "").replace(GAP, label))["input_ids"])
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    if len(encoded["input_ids"]) > max(room, 0):
+        text = text[: encoded["offset_mapping"][room - 1][1]] if room > 0 else ""
+    return template.replace("{text}", text).replace(GAP, label)
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """Mean and spread of every class's scores over texts without labels, both (classes,).
+
+    Models favour some classes whatever the text says (Zhao et al., 2021, https://arxiv.org/abs/2102.09690; Holtzman et al.,
+    2021, https://arxiv.org/abs/2104.08315, subtract what a class gets without its text). Over many texts that is each
+    class's mean, if the classes are about equally frequent.
+    """
+
+    mean: np.ndarray
+    spread: np.ndarray
+
+    @classmethod
+    def of(cls, scores: np.ndarray) -> Calibration:
+        """From the scores (texts, classes) of texts."""
+        return cls(scores.mean(0), np.maximum(scores.std(0), 1e-9))
+
+    def __call__(self, scores: np.ndarray) -> np.ndarray:
+        """Scores (texts, classes) with mean 0 in every class and the classes' own mean spread in each."""
+        return (scores - self.mean) / self.spread * self.spread.mean()
+
+
+def surest(scores: np.ndarray, share: float) -> np.ndarray:
+    """Class numbers int64 (texts,) of the texts that are surest, as many of each class; -1 for the others.
+
+    Sure is a text whose score for its class is far above that for the next one. share: of all texts.
+    """
+    ordered = np.sort(scores, axis=1)
+    margin, prediction = ordered[:, -1] - ordered[:, -2], scores.argmax(1)
+    most = round(share * len(scores) / scores.shape[1])
+    chosen = np.full(len(scores), -1)
+    for number in range(scores.shape[1]):
+        rows = np.flatnonzero(prediction == number)
+        chosen[rows[np.argsort(-margin[rows], kind="stable")][:most]] = number
+    return chosen

@@ -1,0 +1,190 @@
+"""Classes from descriptions: no label is read, scores by hand, rounds of adaptation, and mistakes through the command."""
+
+import csv
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import run_command
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from ftjax.data.tokenize import load_tokenizer
+from ftjax.errors import InputError
+from ftjax.pretrained import load_pretrained
+from ftjax.zero_shot.config import ZeroShotConfig
+from ftjax.zero_shot.scores import COSINE_SCALE, Calibration, cloze_scores, fill, similarity_scores, surest
+
+TEXTS = ("a fine film", "a terrible bore, far too long", "the plot")
+
+
+def config(**changes):
+    return ZeroShotConfig(**{"model": "m", "text": ("a",), "labels": "good,bad", **changes})
+
+
+def test_similarity_is_the_cosine_with_the_mean_of_the_descriptions(tiny_bert):
+    pretrained = load_pretrained(tiny_bert)
+    descriptions = {"good": ("fine", "great film"), "bad": ("terrible",)}
+    found = similarity_scores(pretrained, descriptions, TEXTS, max_length=32, batch_size=2)
+
+    def embedding(text):  # one text at a time, without padding
+        ids = np.array([load_tokenizer(tiny_bert)(text)["input_ids"]], np.int32)
+        batch = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+        hidden = pretrained.model.bind(pretrained.params).hidden_states({k: jnp.asarray(v) for k, v in batch.items()})[-1]
+        vector = np.asarray(hidden)[0].mean(0)
+        return vector / np.linalg.norm(vector)
+
+    for row, text in enumerate(TEXTS):
+        for column, described in enumerate(descriptions.values()):
+            centre = np.mean([embedding(d) for d in described], axis=0)
+            cosine = embedding(text) @ centre / np.linalg.norm(centre)
+            np.testing.assert_allclose(found[row, column], COSINE_SCALE * cosine, rtol=1e-4)
+
+
+def test_cloze_is_the_words_log_probability_in_the_gap(tiny_mlm):
+    pretrained = load_pretrained(tiny_mlm, labels=(), masked_lm=True)
+    assert not any(name.startswith("masked_lm") for name in pretrained.new)
+    tokenizer = load_tokenizer(tiny_mlm)
+    template = "{label}: {text}"
+    found = cloze_scores(
+        pretrained, {"good": ("great", "fine"), "bad": ("awful",)}, TEXTS, template=template, max_length=16, batch_size=2
+    )
+    ids = np.array([tokenizer(f"[MASK]: {TEXTS[0]}")["input_ids"]], np.int32)
+    batch = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    module = pretrained.model.bind(pretrained.params)
+    logits = np.asarray(module.vocabulary_logits(module.hidden_states({k: jnp.asarray(v) for k, v in batch.items()})[-1][0, 1]))
+    log_probability = logits - np.log(np.exp(logits.astype(np.float64)).sum())
+    words = {word: tokenizer.convert_tokens_to_ids(word) for word in ("great", "fine", "awful")}
+    expected = [np.mean([log_probability[words["great"]], log_probability[words["fine"]]]), log_probability[words["awful"]]]
+    np.testing.assert_allclose(found[0], expected, rtol=1e-4)
+
+
+def test_a_long_text_is_cut_and_the_gap_stays(minilm):
+    tokenizer = load_tokenizer(minilm)
+    filled = fill("{text} It was {label}.", "word " * 50, tokenizer.mask_token, tokenizer, 16)
+    ids = tokenizer(filled)["input_ids"]
+    assert len(ids) == 16 and tokenizer.mask_token_id in ids
+    assert fill("{text} It was {label}.", "short", "good", tokenizer, 16) == "short It was good."
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    arrays.arrays(np.float32, st.tuples(st.integers(1, 40), st.integers(2, 4)), elements=st.floats(-5, 5, width=16)),
+    st.floats(0.05, 1.0),
+)
+def test_the_surest_are_the_highest_margins_of_each_class(scores, share):
+    chosen = surest(scores, share)
+    most = round(share * len(scores) / scores.shape[1])
+    ordered = np.sort(scores, axis=1)
+    margin = ordered[:, -1] - ordered[:, -2]
+    for number in range(scores.shape[1]):
+        taken, left = chosen == number, (scores.argmax(1) == number) & (chosen < 0)
+        assert taken.sum() <= most and (scores[taken].argmax(1) == number).all()
+        assert not left.any() or taken.sum() == most
+        assert not (left.any() and taken.any()) or margin[taken].min() >= margin[left].max()
+
+
+def test_calibration_gives_every_class_the_same_mean_and_spread():
+    scores = np.random.default_rng(0).normal((1.0, -3.0), (0.5, 2.0), (200, 2))
+    found = Calibration.of(scores)(scores)
+    np.testing.assert_allclose(found.mean(0), 0.0, atol=1e-9)
+    np.testing.assert_allclose(found.std(0), scores.std(0).mean())
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"labels": "good"}, "at least two classes"),
+        ({"labels": None}, "at least two classes"),
+        ({"description": ("good=Fine", "bad= fine ")}, "have the same description"),
+        ({"description": ("good= ",)}, "empty description"),
+        ({"description": ("god=fine",)}, "with a label of --labels"),
+        ({"text": (), "test_file": "t.csv"}, "--output DIR is needed"),
+        ({"text": (), "adapt": True, "output": "o"}, "give --unlabeled-file"),
+        ({"text": ("a",), "test_file": "t.csv"}, "either texts or --test-file"),
+        ({"template": "{text} is"}, "must have {text} and {label} once each"),
+        ({"confident_share": (0.0,)}, "above 0 and at most 1"),
+        ({"self_supervised_loss": ("consistency=-1",)}, "must be 0 or a positive number"),
+        ({"self_supervised_loss": ("consistncy",)}, "Did you mean 'consistency'?"),
+        ({"learning_rate": float("nan")}, "--learning-rate nan"),
+    ],
+)
+def test_settings_that_make_no_sense(changes, said):
+    with pytest.raises(InputError) as caught:
+        config(**changes).check()
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_descriptions_from_a_file(tmp_path):
+    (tmp_path / "d.json").write_text('{"good": ["fine", "great"], "bad": "awful"}')
+    assert config(labels=None, descriptions_file=tmp_path / "d.json").descriptions() == {
+        "good": ("fine", "great"),
+        "bad": ("awful",),
+    }
+    for content in ("[1]", "{", '{"good": [1], "bad": "x"}', '{"good": []}'):
+        (tmp_path / "d.json").write_text(content)
+        with pytest.raises(InputError, match="descriptions-file"):
+            config(labels=None, descriptions_file=tmp_path / "d.json").check()
+
+
+def test_texts_on_the_command_line(tiny_bert):
+    done = run_command("zero-shot", *TEXTS, "--model", tiny_bert, "--labels", "good,bad", "--max-length", "64")
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["text"] for line in lines] == list(TEXTS)
+    assert all(set(line["scores"]) == {"good", "bad"} and sum(line["scores"].values()) == pytest.approx(1) for line in lines)
+
+
+def adapt(model, files, output, *more):
+    return run_command(
+        *("zero-shot", "--model", model, "--description", "rotten=a bad film", "fresh=a good film", "--adapt"),
+        *("--unlabeled-file", files["train"], "--test-file", files["eval"], "--output", output, "--max-length", "64"),
+        *("--batch-size", "8", "--epochs", "1", "--confident-share", "0.5", "0.8", "--json", *more),
+    )
+
+
+def test_adaptation_reads_no_label_of_any_file(tiny_bert, few_reviews, tmp_path):
+    noise = {}
+    for number, (name, path) in enumerate((n, few_reviews[n]) for n in ("train", "eval")):
+        rows = list(csv.DictReader(path.open(encoding="utf-8", newline="")))
+        rng = np.random.default_rng(number)
+        noise[name] = tmp_path / f"{name}.csv"
+        with noise[name].open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([("text", "label"), *((row["text"], rng.choice(["fresh", "rotten"])) for row in rows)])
+    found, by_noise = (
+        adapt(tiny_bert, files, tmp_path / output) for files, output in ((few_reviews, "labels"), (noise, "noise"))
+    )
+    assert found.returncode == 0, found.stderr
+    result, other = json.loads(found.stdout), json.loads(by_noise.stdout)
+    assert [r["share"] for r in result["rounds"]] == [0.5, 0.8]
+    assert [r["agreement"] for r in result["rounds"]] == [r["agreement"] for r in other["rounds"]]
+    predictions = (tmp_path / "labels" / "predictions.jsonl").read_bytes()
+    assert predictions == (tmp_path / "noise" / "predictions.jsonl").read_bytes()
+    assert result["rounds"][-1]["accuracy"] != other["rounds"][-1]["accuracy"]  # of true labels, and of noise
+    predicted = run_command("predict", "--model", tmp_path / "labels" / "round-2" / "model", "a fine film")
+    assert predicted.returncode == 0, predicted.stderr
+
+
+def test_a_self_supervised_loss_on_the_other_texts(tiny_bert, few_reviews, tmp_path):
+    done = adapt(tiny_bert, few_reviews, tmp_path / "run", "--self-supervised-loss", "consistency", "entropy=0.1")
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "run" / "round-1" / "metrics.jsonl").read_text().splitlines()]
+    assert any("consistency_loss" in line and "entropy_loss" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--how", "cloze"), "no trained masked-language-modelling head"),
+        (("--how", "likelihood"), "is an encoder"),
+        (("--max-length", "65"), "64 positions"),
+        (("--descriptions-file", "no.json"), "cannot be read"),
+    ],
+)
+def test_mistakes_through_the_command(tiny_bert, tmp_path, more, said):
+    done = run_command(
+        *("zero-shot", "--model", tiny_bert, "--labels", "good,bad", "--max-length", "64", "a text", *more), cwd=tmp_path
+    )
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr and not any(tmp_path.iterdir())
