@@ -11,6 +11,9 @@ from flax import nnx
 
 from ftjax.errors import InputError
 
+VALUES = {"bool": (bool, "true or false"), "int": (int, "a number"), "float": (float | int, "a number"), "str": (str, "a text")}
+"""The type of a config's field -> what config.json may have for it, and what to call that."""
+
 Classifier = Literal["pooled", "first-token", "last-token"]
 """pooled: a dense layer, its activation and dropout on the first token, then the linear layer, as transformers' classes
 for encoders have it. first-token, last-token: dropout and a linear layer on that token's last hidden state."""
@@ -63,14 +66,11 @@ class Config:
         except TypeError as error:
             raise InputError(f"{source}: incomplete ({str(error).rpartition('__init__() ')[2]}).") from None
         for name, field in known.items():
-            value, kinds = getattr(self, name), str(field.type)
-            if value is None and "None" in kinds:
-                continue
-            if "int" in kinds or "float" in kinds:
-                number = float | int if "float" in kinds else int
-                if isinstance(value, bool) or not isinstance(value, number):
-                    raise InputError(f"{source}: {spelled.get(name, name)} is {value!r}, not a number.")
-        sizes = ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size")
+            value, (plain, _, optional) = getattr(self, name), str(field.type).partition(" | None")
+            kind, expected = VALUES.get(plain, (object, "")) if value is not None or not optional else (object, "")
+            if not isinstance(value, kind) or (isinstance(value, bool) and plain in ("int", "float")):
+                raise InputError(f"{source}: {spelled.get(name, name)} is {value!r}, not {expected}.")
+        sizes = ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size", "max_position_embeddings")
         if min(getattr(self, name) for name in sizes) < 1:
             raise InputError(f"{source}: {', '.join(sizes)} must be positive.")
         self.check(config, source)

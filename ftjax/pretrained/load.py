@@ -56,7 +56,7 @@ def read_config(directory: Path) -> tuple[Config, dict[str, Any], NameTable]:
     source = directory if gguf.is_gguf(directory) else directory / "config.json"
     raw = gguf.raw_config(source) if gguf.is_gguf(source) else read_json(source)
     model_type = raw.get("model_type")
-    if model_type not in CONFIGS:
+    if not isinstance(model_type, str) or model_type not in CONFIGS:
         near = did_you_mean(str(model_type), CONFIGS)
         raise InputError(
             f"{directory}: architecture {model_type!r} is not supported; supported are: {', '.join(CONFIGS)}.{near}"
