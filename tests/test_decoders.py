@@ -268,6 +268,35 @@ def test_weights_that_do_not_belong_are_named(tmp_path):
     expect(write_and_return(tmp_path / "b"), "llama has no pooled classification head", "last-token", classifier="pooled")
 
 
+def test_an_output_matrix_that_should_be_the_word_embeddings_must_be_them(tmp_path):
+    tensors = write_decoder(tmp_path, FAMILIES["llama"])  # tied
+    file, word = tmp_path / "model.safetensors", tensors["model.embed_tokens.weight"]
+    save_file(tensors | {"lm_head.weight": word}, file)
+    loaded = load_pretrained(tmp_path, causal_lm=True)
+    assert (loaded.new, loaded.carried) == ((), ("lm_head.weight",))
+    save_pretrained(loaded, loaded.params, tmp_path / "out", trained=False)
+    same_bytes(load_file(file), load_file(tmp_path / "out" / "model.safetensors"))
+    save_file(tensors | {"lm_head.weight": 2 * word}, file)
+    expect(tmp_path, "lm_head.weight differs from model.embed_tokens.weight", causal_lm=True)
+    assert load_pretrained(tmp_path, labels=("a", "b")).carried  # a classifier does not mind
+
+    write_decoder(tmp_path / "own", FAMILIES["llama, linear"])
+    tensors = load_file(tmp_path / "own" / "model.safetensors")
+    assert not np.array_equal(tensors["lm_head.weight"], tensors.pop("model.embed_tokens.weight"))
+    save_file(tensors, tmp_path / "own" / "model.safetensors")
+    expect(tmp_path / "own", "missing weights: model.embed_tokens.weight")  # never read from a matrix of its own
+
+
+def test_every_family_says_which_heads_it_has(tmp_path):
+    for name, raw in FAMILIES.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(raw))
+        family = raw["model_type"]
+        expect(tmp_path / name, f"{family} has no head for masked language modelling", "take causal-lm", masked_lm=True)
+        for classifier in ("pooled", "first-token"):
+            expect(tmp_path / name, f"{family} has no {classifier} classification head", "last-token", classifier=classifier)
+
+
 def write_and_return(directory):
     write_decoder(directory, FAMILIES["llama"])
     return directory

@@ -79,7 +79,7 @@ def write_gguf(path, tensors, metadata=METADATA, *, quantised=("ffn_up",)):
     return path
 
 
-def tiny_tensors(params):
+def tiny_tensors(params, heads=RAW["num_attention_heads"], shared=RAW["num_key_value_heads"]):
     """Our parameters as llama.cpp's converter writes them: queries and keys pair by pair."""
     table, back, found = TABLES["llama"], {theirs: ours for ours, theirs in NAMES.items()}, {}
     for ours, value in params.items():
@@ -89,8 +89,9 @@ def tiny_tensors(params):
         layer, name = (name.split(".", 2)[1:]) if name.startswith("layers.") else (None, name)
         part = back.get(name) or back[f"model.{name}"]
         if part in ("attn_q", "attn_k"):
-            heads = RAW["num_attention_heads" if part == "attn_q" else "num_key_value_heads"]
-            array = array.reshape(heads, 2, -1, array.shape[1]).swapaxes(1, 2).reshape(array.shape)
+            array = (
+                array.reshape(heads if part == "attn_q" else shared, 2, -1, array.shape[1]).swapaxes(1, 2).reshape(array.shape)
+            )
         found[f"blk.{layer}.{part}.weight" if layer else f"{part}.weight"] = array
     return found
 

@@ -117,8 +117,8 @@ class DecoderConfig(Config):
             raise InputError(
                 f"{source}: hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}."
             )
-        if min(self.key_value_heads, self.head_size, self.max_position_embeddings) < 1:
-            raise InputError(f"{source}: numbers of positions and heads and the size of a head must be positive.")
+        if min(self.key_value_heads, self.head_size) < 1:
+            raise InputError(f"{source}: numbers of heads and the size of a head must be positive.")
         if not 1 <= self.num_hidden_layers <= 1000:
             raise InputError(f"{source}: {self.num_hidden_layers} layers; must be from 1 to 1000.")
         if self.num_attention_heads % self.key_value_heads:
@@ -128,9 +128,6 @@ class DecoderConfig(Config):
             )
         if self.head_size % 2:
             raise InputError(f"{source}: a head of {self.head_size} features cannot be turned in pairs; the size must be even.")
-        for field in dataclasses.fields(self):
-            if str(field.type) == "bool" and not isinstance(value := getattr(self, field.name), bool):
-                raise InputError(f"{source}: {field.name} is {value!r}, not true or false.")
         self.only(config, source, num_experts=None, num_local_experts=None, quantization_config=None, add_cross_attention=False)
 
 

@@ -201,6 +201,7 @@ def test_what_would_change_the_result_unnoticed_is_refused(tmp_path):
     families.write_golden(tmp_path, f"electra {families.HEADS[0]}")
     expect(tmp_path, "electra", "no head for masked language modelling", masked_lm=True)
     families.write_golden(tmp_path, "roberta ForMaskedLM")
+    expect(tmp_path, "roberta has no head for the next token", "take masked-lm", causal_lm=True)
     expect(tmp_path, "roberta", "last-token", "it has pooled or first-token", labels=("a", "b"), classifier="last-token")
 
 

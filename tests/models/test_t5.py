@@ -190,6 +190,7 @@ def test_what_would_change_the_result_unnoticed_is_refused(tmp_path):
     families.write_golden(tmp_path, KINDS[0])
     expect(tmp_path, "t5 has no classification head; it has none", labels=("a", "b"))
     expect(tmp_path, "t5 has no head for masked language modelling", masked_lm=True)
+    expect(tmp_path, "t5 has no head for the next token", causal_lm=True)
 
 
 def test_presets_and_lora_reach_both_parts(t5):
