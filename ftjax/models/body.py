@@ -66,8 +66,10 @@ class Config:
         except TypeError as error:
             raise InputError(f"{source}: incomplete ({str(error).rpartition('__init__() ')[2]}).") from None
         for name, field in known.items():
-            value, (plain, _, optional) = getattr(self, name), str(field.type).partition(" | None")
-            kind, expected = VALUES.get(plain, (object, "")) if value is not None or not optional else (object, "")
+            value, (plain, optional, _) = getattr(self, name), str(field.type).partition(" | None")
+            if value is None and optional:
+                continue
+            kind, expected = VALUES.get(plain, (object, ""))
             if not isinstance(value, kind) or (isinstance(value, bool) and plain in ("int", "float")):
                 raise InputError(f"{source}: {spelled.get(name, name)} is {value!r}, not {expected}.")
         sizes = ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size", "max_position_embeddings")
