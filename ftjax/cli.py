@@ -9,7 +9,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
@@ -68,6 +68,54 @@ class Predict:
 
 
 @dataclasses.dataclass(frozen=True)
+class Generate:
+    """Continue texts with a decoder: the new text of each, or one JSON object a line with prompt, text and token_ids."""
+
+    model: str
+    """Directory of a decoder, a .gguf file or a hub id."""
+    prompt: tuple[str, ...] = ()
+    """Texts to continue."""
+    file: Path | None = None
+    """Rows to continue, instead of prompts."""
+    text_column: str = "text"
+    """Column of the text."""
+    max_new_tokens: int = 128
+    """Longest continuation in tokens; it also ends where the model ends it."""
+    temperature: float = 0.0
+    """0 takes the likeliest token each time; above, tokens are drawn, the more freely the larger it is."""
+    top_p: float = 1.0
+    """Draw only from the likeliest tokens that together have this probability."""
+    seed: int = 0
+    """Of the draws."""
+    batch_size: int = 8
+    """Prompts at a time."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Operands of dot products: float32 or bfloat16, which is faster on accelerators and much slower on a CPU."""
+    json: bool = False
+    """Print one JSON object a line on stdout and nothing else."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Chat:
+    """Talk with an instruction-tuned decoder; /quit or the end of the input ends it."""
+
+    model: str
+    """Directory of a decoder with a chat template, a .gguf file or a hub id."""
+    system: str | None = None
+    """A first message that tells the model how to answer."""
+    max_new_tokens: int = 512
+    """Longest answer in tokens."""
+    temperature: float = 0.0
+    """0 takes the likeliest token each time; above, tokens are drawn, the more freely the larger it is."""
+    top_p: float = 1.0
+    """Draw only from the likeliest tokens that together have this probability."""
+    seed: int = 0
+    """Of the draws."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Operands of dot products: float32 or bfloat16, which is faster on accelerators and much slower on a CPU."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Export:
     """Write a checkpoint of a run as a Hugging Face model directory."""
 
@@ -100,6 +148,8 @@ COMMANDS = {
     "compare": CompareConfig,
     "evaluate": Evaluate,
     "predict": Predict,
+    "generate": Generate,
+    "chat": Chat,
     "zero-shot": ZeroShotConfig,
     "parameters": Parameters,
     "export": Export,
@@ -145,6 +195,10 @@ def run(command: Any) -> None:
                     print(f"{name:10} {value:.4f}" if isinstance(value, float) else f"{name:10} {value:,}")
         case Predict():
             predict(command)
+        case Generate():
+            generate(command)
+        case Chat():
+            chat(command)
         case ZeroShotConfig():
             from ftjax.terminal import Terminal
             from ftjax.zero_shot.run import classify
@@ -229,6 +283,59 @@ def predict(command: Predict) -> None:
             os.replace(partial, command.output)
         except OSError as error:
             raise InputError(f"--output {command.output}: cannot be written ({error.strerror}).") from None
+
+
+def generate(command: Generate) -> None:
+    """Continue the prompts or the file's rows; a single prompt's text is shown as it grows."""
+    from ftjax.generate import Sampling, TextGenerator, pieces
+
+    if (command.file is None) == (not command.prompt):
+        raise InputError("Give either --prompt or --file.")
+    if command.batch_size < 1:
+        raise InputError(f"--batch-size {command.batch_size}: must be at least 1.")
+    sampling = Sampling(command.max_new_tokens, command.temperature, command.top_p, command.seed)
+    sampling.check()
+    prompts = list(command.prompt)
+    if command.file is not None:
+        from ftjax.data.files import read_file
+
+        prompts = read_file(command.file, text_column=command.text_column, label_column=None).texts
+    generator = TextGenerator.load(command.model, precision=command.precision)
+    if len(prompts) == 1 and not command.json:
+        for piece in pieces(generator.decode, generator.stream(generator.encode(prompts[0]), sampling)):
+            print(piece, end="", flush=True)
+        print()
+        return
+    for found in generator.generate(prompts, sampling, batch_size=command.batch_size):
+        if command.json:
+            print_json(found)
+        else:
+            print(f"{found['prompt']}{found['text']}\n")
+
+
+def chat(command: Chat) -> None:
+    """One turn after the other; each answer is shown as it grows."""
+    from ftjax.generate import Sampling, TextGenerator, pieces
+
+    sampling = Sampling(command.max_new_tokens, command.temperature, command.top_p, command.seed)
+    sampling.check()
+    generator = TextGenerator.load(command.model, precision=command.precision)
+    messages = [] if command.system is None else [{"role": "system", "content": command.system}]
+    generator.chat_prompt([*messages, {"role": "user", "content": ""}])  # fails now rather than after the first question
+    while True:
+        print("> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line or line.strip() == "/quit":
+            return
+        if not line.strip():
+            continue
+        messages.append({"role": "user", "content": line.strip()})
+        answer = ""
+        for piece in pieces(generator.decode, generator.stream(generator.chat_prompt(messages), sampling)):
+            print(piece, end="", flush=True)
+            answer += piece
+        print(flush=True)
+        messages.append({"role": "assistant", "content": answer})
 
 
 def print_json(value: Any) -> None:

@@ -23,6 +23,7 @@ Augmentation = Literal["token-dropout", "token-mask", "span-deletion", "word-swa
 
 DEFAULT_WEIGHTS = {
     "masked-lm": "0.1",
+    "causal-lm": "0.1",
     "contrastive": "0.1",
     "label-pairs": "1",
     "consistency": "1",
@@ -93,14 +94,15 @@ class TrainConfig:
     task: Literal["classification"] = "classification"
     """What is learnt."""
 
-    classifier: Literal["pooled", "first-token"] = "pooled"
-    """Head: pooled is transformers' BertForSequenceClassification; first-token a linear layer on last_hidden_state[:, 0]."""
+    classifier: Literal["pooled", "first-token", "last-token"] | None = None
+    """Head: pooled is transformers' BertForSequenceClassification; first-token and last-token are a linear layer on that
+    token's last hidden state. Default: the model's own, pooled for encoders, last-token for decoders."""
     self_supervised_loss: tuple[str, ...] = ("masked-lm",)
-    """L_self, one or more of masked-lm, contrastive, label-pairs, consistency, pseudo-label and entropy, each with a
-    weight of its own if wanted: masked-lm=0.1 consistency=linear:0->1."""
+    """L_self, one or more of masked-lm (encoders), causal-lm (decoders), contrastive, label-pairs, consistency, pseudo-label
+    and entropy, each with a weight of its own if wanted: masked-lm=0.1 consistency=linear:0->1."""
     self_supervised_weight: str | None = None
     """λ of the losses that are given without one: a number, or a line over the run such as linear:0->1.
-    Default: 0.1 for masked-lm, contrastive and entropy, 1 for the others."""
+    Default: 0.1 for masked-lm, causal-lm, contrastive and entropy, 1 for the others."""
     supervised_weight: float = 1.0
     """Weight of the labelled term; 0 leaves it out."""
     unlabeled_ratio: float | None = None
@@ -144,6 +146,8 @@ class TrainConfig:
     """With lora:R, the low-rank product is multiplied by alpha / R."""
     lora_targets: str = r"attention\.(query|value)"
     """With lora:R, the dense layers that get low-rank matrices: a regular expression over names within a layer."""
+    scan_layers: bool = False
+    """Run a decoder's layers as one loop: compiling the model then takes the same time however many there are."""
     frozen_dropout: bool = False
     """Keep dropout on in layers that are frozen; their output must then be computed in every step."""
     prefix_cache: Literal["auto", "memory", "disk", "off"] = "auto"
@@ -239,7 +243,9 @@ class TrainConfig:
                     raise InputError(f"{flag(name)} needs --method self-supervised.")
         losses = self.losses, read_losses(self.adapt_loss, "1", "--adapt-loss")
         if any(name in CLASS_LOSSES for name, _ in losses[1]):
-            raise InputError(f"--adapt-loss takes masked-lm, contrastive and label-pairs, not {' '.join(self.adapt_loss)}.")
+            raise InputError(
+                f"--adapt-loss takes masked-lm, causal-lm, contrastive and label-pairs, not {' '.join(self.adapt_loss)}."
+            )
         if self.teacher_decay and not any(name in ("consistency", "pseudo-label") for name, _ in losses[0]):
             raise InputError("--teacher-decay needs consistency or pseudo-label among --self-supervised-loss.")
         if not self.has_evaluation and (self.metric or self.early_stopping):
@@ -401,7 +407,7 @@ class Parameters:
     """With lora:R, the low-rank product is multiplied by alpha / R."""
     lora_targets: str = r"attention\.(query|value)"
     """With lora:R, the dense layers that get low-rank matrices."""
-    classifier: Literal["pooled", "first-token"] = "pooled"
+    classifier: Literal["pooled", "first-token", "last-token"] | None = None
     """Head, as in ftjax train."""
     num_labels: int = 2
     """Classes of the head that would be added, where the model has none."""

@@ -35,7 +35,7 @@ class TextClassifier:
         pretrained = load_pretrained(model, precision=precision)
         if not pretrained.labels:
             raise InputError(f"{model}: has no trained classification head; train one with: ftjax train --model {model} ...")
-        longest = pretrained.model.config.max_position_embeddings
+        longest = pretrained.model.config.max_length
         max_length = longest if max_length is None else max_length
         if not 8 <= max_length <= longest:
             raise InputError(f"--max-length {max_length}: must be from 8 to {longest}, the model's positions.")

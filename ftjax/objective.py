@@ -10,6 +10,7 @@ from ftjax.errors import InputError
 from ftjax.models import Model
 from ftjax.objectives import Loss, Objective, Term
 from ftjax.objectives.augment import Augmentation, Identity, SpanDeletion, TokenDropout, WordSwap
+from ftjax.objectives.causal_lm import CausalLM
 from ftjax.objectives.classification import Classification
 from ftjax.objectives.consistency import Consistency
 from ftjax.objectives.contrastive import DropoutPairs, LabelPairs
@@ -50,8 +51,6 @@ def objective(config: TrainConfig, vocabulary: Vocabulary, model: Model, *, labe
 
 def masked_lm(config: TrainConfig, vocabulary: Vocabulary, model: Model) -> Loss:
     """InputError without a mask token, or where whole words are asked for and cannot be told."""
-    if model.config.causal:
-        raise InputError(f"{config.model}: a decoder, whose language model is causal; take --self-supervised-loss causal-lm.")
     if vocabulary.mask_token_id is None:
         raise InputError(f"{config.model}: its tokenizer has no mask token, which masked language modelling needs.")
     if config.mask_whole_words and not any(vocabulary.continuations):
@@ -99,6 +98,7 @@ def pseudo_label(config: TrainConfig, vocabulary: Vocabulary, model: Model) -> L
 
 LOSSES: dict[str, Callable[[TrainConfig, Vocabulary, Model], Loss]] = {
     "masked-lm": masked_lm,
+    "causal-lm": lambda config, vocabulary, model: CausalLM(model),
     "contrastive": lambda config, vocabulary, model: DropoutPairs(model, temperature=config.contrastive_temperature),
     "label-pairs": lambda config, vocabulary, model: LabelPairs(model),
     "consistency": consistency,

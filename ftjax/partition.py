@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 PRESETS: dict[str, str] = {
     "all": r".*",
-    "head": r"(pooler|classifier|masked_lm)\..*",
+    "head": r"(pooler|classifier|masked_lm|lm_head)\..*",
     "bias": r".*\.bias",
     "layernorm": r".*(^|[._])norm\.(scale|bias)",
     "embeddings": r"(encoder|decoder)\.embeddings\..*",
@@ -243,7 +243,7 @@ def _depth(name: str, layers: int) -> int:
     """How many layers lie between a parameter and the head."""
     if layer := re.match(r"(?:encoder|decoder)\.layers\.(\d+)\.", name):
         return layers - int(layer[1])
-    return layers + 1 if name.startswith(("encoder.", "decoder.")) else 0
+    return layers + 1 if re.match(r"(?:encoder|decoder)\.embeddings\.", name) else 0
 
 
 def label(names: Iterable[str], spec: str, *, layers: int, always: Iterable[str] = ()) -> Labels:

@@ -86,10 +86,8 @@ def prepare_data(config: TrainConfig, say: Say, buckets: tuple[int, ...] = ()) -
     """Read and tokenise; InputError for rows that training cannot use. buckets: those of the run that is resumed."""
     directory = model_directory(config.model)
     model_config, raw_config, _ = read_config(directory)
-    if config.max_length > model_config.max_position_embeddings:
-        raise InputError(
-            f"--max-length {config.max_length} is longer than the model's {model_config.max_position_embeddings} positions."
-        )
+    if config.max_length > model_config.max_length:
+        raise InputError(f"--max-length {config.max_length} is longer than the model's {model_config.max_length} positions.")
     train_rows, eval_rows, test_rows = read_rows(config)
     labels = label_names(train_rows)
     if config.labels_per_class:
@@ -197,16 +195,24 @@ def compilation_in_tokens(config: Config) -> float:
 def prepare_model(config: TrainConfig, data: Data) -> Pretrained:
     """The model with the heads the run needs."""
     names = [name for name, weight in config.losses if not weight.is_zero]
+    causal = read_config(model_directory(config.model))[0].causal
+    if config.scan_layers and not causal:
+        raise InputError(f"--scan-layers: {config.model} is no decoder; only the layers of decoders run as a loop.")
     classes = bool(config.supervised_weight) or any(name in CLASS_LOSSES for name in names)
-    return load_pretrained(
+    pretrained = load_pretrained(
         config.model,
         labels=data.labels if classes else (),
         classifier=config.classifier,
         masked_lm="masked-lm" in names,
+        causal_lm="causal-lm" in names,
+        scan=config.scan_layers,
         precision=config.precision,
         dropout=config.dropout,
         seed=config.seed,
     )
+    if causal and pretrained.raw_config.get("pad_token_id") is None:  # transformers' classifiers find the last token by it
+        pretrained = dataclasses.replace(pretrained, raw_config={**pretrained.raw_config, "pad_token_id": data.pad_token_id})
+    return pretrained
 
 
 @dataclasses.dataclass(frozen=True)

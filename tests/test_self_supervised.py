@@ -53,7 +53,10 @@ def test_losses_are_read_with_their_weights():
         ({"self_supervised_loss": ("entropy", "entropy=1")}, "entropy is given twice"),
         ({"self_supervised_loss": ("entropy=-1",)}, "--self-supervised-loss entropy '-1': must be"),
         ({"self_supervised_weight": "nan"}, "--self-supervised-weight 'nan': must be"),
-        ({"adapt_epochs": 1, "adapt_loss": ("consistency",)}, "--adapt-loss takes masked-lm, contrastive and label-pairs"),
+        (
+            {"adapt_epochs": 1, "adapt_loss": ("consistency",)},
+            "--adapt-loss takes masked-lm, causal-lm, contrastive",
+        ),
         ({"teacher_decay": 0.9}, "--teacher-decay needs consistency or pseudo-label"),
         ({"teacher_decay": 1.0}, "at least 0 and below 1"),
         ({"unlabeled_ratio": 0.0}, "must be a positive number"),

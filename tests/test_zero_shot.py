@@ -3,19 +3,22 @@
 import csv
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import run_command
+from decoders import FAMILIES, write_decoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from test_generate import write_tokenizer
 
 from ftjax.data.tokenize import load_tokenizer
 from ftjax.errors import InputError
 from ftjax.pretrained import load_pretrained
 from ftjax.zero_shot.config import ZeroShotConfig
-from ftjax.zero_shot.scores import COSINE_SCALE, Calibration, cloze_scores, fill, similarity_scores, surest
+from ftjax.zero_shot.scores import COSINE_SCALE, Calibration, cloze_scores, fill, likelihood_scores, similarity_scores, surest
 
 TEXTS = ("a fine film", "a terrible bore, far too long", "the plot")
 
@@ -41,6 +44,32 @@ def test_similarity_is_the_cosine_with_the_mean_of_the_descriptions(tiny_bert):
             centre = np.mean([embedding(d) for d in described], axis=0)
             cosine = embedding(text) @ centre / np.linalg.norm(centre)
             np.testing.assert_allclose(found[row, column], COSINE_SCALE * cosine, rtol=1e-4)
+
+
+def test_likelihood_is_the_log_probability_of_the_words_after_the_text(tmp_path):
+    write_decoder(tmp_path, FAMILIES["gpt2"])
+    write_tokenizer(tmp_path)
+    pretrained, tokenizer = load_pretrained(tmp_path, labels=(), causal_lm=True), load_tokenizer(tmp_path)
+    descriptions, template = {"good": ("fine", "a joy"), "bad": ("poor",)}, "{text} is {label}"
+    sizes = {"max_length": 32, "batch_size": 2}
+    found = likelihood_scores(pretrained, descriptions, TEXTS, template=template, **sizes)
+    module, columns = pretrained.model.bind(pretrained.params), []
+    for described in descriptions.values():
+        columns.append(0.0)
+        for words in described:
+            start, end = (tokenizer(s)["input_ids"] for s in (f"{TEXTS[0]} is", f" {words}"))
+            ids = jnp.asarray([start + end], jnp.int32)
+            hidden = module.hidden_states({"input_ids": ids, "attention_mask": jnp.ones_like(ids)})[-1]
+            predicted = np.asarray(jax.nn.log_softmax(module.vocabulary_logits(hidden)[0]))[len(start) - 1 : -1]
+            columns[-1] += predicted[np.arange(len(end)), end].sum() / len(described)
+    np.testing.assert_allclose(found[0], columns, rtol=1e-4)
+    with pytest.raises(InputError, match=r"must end with \{label\}"):
+        likelihood_scores(pretrained, descriptions, TEXTS, template="{label}: {text}", **sizes)
+    done = run_command(
+        "zero-shot", "--model", tmp_path, "--labels", "fine,poor", "--max-length", "32", "--calibration", "none", *TEXTS
+    )
+    assert done.returncode == 0, done.stderr
+    assert [set(json.loads(line)["scores"]) for line in done.stdout.splitlines()] == [{"fine", "poor"}] * 3
 
 
 def test_cloze_is_the_words_log_probability_in_the_gap(tiny_mlm):

@@ -13,6 +13,7 @@ import numpy as np
 from ftjax.data.files import Rows
 from ftjax.errors import InputError
 from ftjax.objectives import NO_LABEL
+from ftjax.pretrained import gguf
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -45,11 +46,13 @@ class Examples:
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
-    """The directory's fast tokenizer; InputError where there is none. Code from the directory is never run."""
+    """The fast tokenizer of a directory or a GGUF file; InputError where there is none. Code beside it is never run."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # no "PyTorch was not found": none is needed
     from transformers import AutoTokenizer
 
+    if gguf.is_gguf(directory):
+        return _with_padding(gguf.tokenizer(directory))
     if not any((directory / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json")):
         raise InputError(f"{directory}: no tokenizer; expected tokenizer.json or vocab.txt beside config.json.")
     try:
@@ -59,6 +62,13 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
         raise InputError(f"{directory}: its tokenizer cannot be loaded ({reason}).") from None
     if not tokenizer.is_fast:
         raise InputError(f"{directory}: needs tokenizer.json (a fast tokenizer); this one has none.")
+    return _with_padding(tokenizer)
+
+
+def _with_padding(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """The tokenizer with a token for padding: the one that ends texts, where it has none. What is padding, the mask tells."""
+    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
+        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
@@ -72,7 +82,10 @@ def label_names(rows: Sequence[Rows]) -> tuple[str, ...]:
 
 
 def encode(rows: Rows, tokenizer: PreTrainedTokenizerFast, labels: tuple[str, ...], max_length: int) -> Examples:
-    """Tokenise rows, cutting each to max_length tokens; InputError for a label that is not among `labels`."""
+    """Tokenise rows, cutting each to max_length tokens; InputError for a label that is not among `labels`.
+
+    A text without a token, where the tokenizer adds none of its own, gets the one that begins or ends texts.
+    """
     number = {name: i for i, name in enumerate(labels)}
     given: Sequence[str | None] = rows.labels or [None] * len(rows.texts)
     for row, name in enumerate(given, start=1):
@@ -83,13 +96,15 @@ def encode(rows: Rows, tokenizer: PreTrainedTokenizerFast, labels: tuple[str, ..
     ids: list[list[int]] = []
     types: list[list[int]] = []
     truncated = 0
+    ends = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    nothing = next((token for token in ends if token is not None), 0)
     for start in range(0, len(rows.texts), CHUNK):
         pairs = None if rows.pairs is None else rows.pairs[start : start + CHUNK]
         encoded: Any = tokenizer(
             rows.texts[start : start + CHUNK], pairs, truncation=True, max_length=max_length, return_token_type_ids=True
         )
-        ids += encoded["input_ids"]
-        types += encoded["token_type_ids"]
+        ids += [row or [nothing] for row in encoded["input_ids"]]
+        types += [row or [0] for row in encoded["token_type_ids"]]
         truncated += sum(bool(encoding.overflowing) for encoding in encoded.encodings)
     lengths = np.fromiter(map(len, ids), np.int64, len(ids))
     return Examples(

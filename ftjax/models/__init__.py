@@ -15,16 +15,35 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ftjax.models.bert import BertConfig, BertEncoder
+from ftjax.models.bert import BertConfig
 from ftjax.models.body import Body, Classifier, Config
+from ftjax.models.decoder import Decoder
+from ftjax.models.distilbert import DistilBertConfig
+from ftjax.models.electra import ElectraConfig
+from ftjax.models.gemma import Gemma2Config, Gemma3Config
+from ftjax.models.gpt2 import GPT2Config
 from ftjax.models.heads import TextModel, leading
 from ftjax.models.layers import Dense
+from ftjax.models.llama import LlamaConfig, MistralConfig
+from ftjax.models.mpnet import MPNetConfig, MPNetEncoder
+from ftjax.models.post_norm import PostNormEncoder
+from ftjax.models.qwen import Qwen2Config, Qwen3Config
+from ftjax.models.roberta import RobertaConfig, XlmRobertaConfig
+from ftjax.models.t5 import T5, T5Config
 
 Params = dict[str, jax.Array]
 
-BODIES: dict[type[Config], type[Body]] = {BertConfig: BertEncoder}
+ENCODERS = (BertConfig, RobertaConfig, XlmRobertaConfig, DistilBertConfig, ElectraConfig)
+DECODERS = (GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config, Gemma2Config, Gemma3Config)
+BODIES: dict[type[Config], type[Body]] = {
+    **dict.fromkeys(ENCODERS, PostNormEncoder),
+    MPNetConfig: MPNetEncoder,
+    **dict.fromkeys(DECODERS, Decoder),
+}
 """The supported architectures: config -> body. Their files' names for parameters are in `ftjax.pretrained.names`."""
-CONFIGS: dict[str, type[Config]] = {config.model_type: config for config in BODIES}
+SEQ2SEQ: dict[type[Config], type[T5]] = {T5Config: T5}
+"""Those with an encoder and a decoder: config -> the whole model, which has no heads to choose."""
+CONFIGS: dict[str, type[Config]] = {config.model_type: config for config in (*BODIES, *SEQ2SEQ)}
 """config.json's `model_type` -> config."""
 
 
@@ -54,15 +73,15 @@ class Model:
     """
 
     config: Config
-    graph: nnx.GraphDef[TextModel]
+    graph: nnx.GraphDef[Any]
     paths: tuple[tuple[Any, ...], ...]
     heads: tuple[tuple[str, Any], ...]
     shapes: dict[str, jax.ShapeDtypeStruct] = dataclasses.field(compare=False)
     frozen: tuple[bool, ...] = ()
     lora: Lora | None = None
 
-    def bind(self, params: Params) -> TextModel:
-        """The module with these values in it. Cheap and traceable: use it inside jit, grad and friends.
+    def bind(self, params: Params) -> Any:
+        """The module with these values in it, a `TextModel` or a `T5`. Cheap and traceable: use it inside jit and grad.
 
         Parameters may be left out, as long as the parts of the module that need them are not called.
         """
@@ -76,8 +95,9 @@ class Model:
 
     def freeze(self, trained: Collection[str]) -> Model:
         """The model whose embeddings and layers have their dropout off, unless a parameter among `trained` is in them."""
-        (part,) = self.config.parts
-        stages = [f"{part}.embeddings.", *(f"{part}.layers.{i}." for i in range(self.config.num_hidden_layers))]
+        stages: list[str] = []
+        for part in self.config.parts:
+            stages += [f"{part}.embeddings.", *(f"{part}.layers.{i}." for i in range(self.config.depth(part)))]
         return dataclasses.replace(self, frozen=tuple(not any(n.startswith(s) for n in trained) for s in stages))
 
 
@@ -90,34 +110,33 @@ def build(
     config: Config,
     *,
     num_labels: int | None = None,
-    classifier: Classifier = "pooled",
+    classifier: Classifier | None = None,
     pooler: bool = False,
     masked_lm: bool = False,
+    causal_lm: bool = False,
+    scan: bool = False,
     precision: str = "float32",
     lora: Lora | None = None,
 ) -> Model:
     """The model for a config with the heads asked for; nothing is allocated.
 
+    classifier: the kind of classification head; None is the architecture's own.
+    scan: a decoder's layers run as one loop, which compiles in the same time however many they are; see `Decoder.scan`.
     precision: the dtype of the operands of every dot product, "float32" or "bfloat16"; all else is float32.
     """
-    heads = {
+    chosen = {
         "num_labels": num_labels,
-        "classifier": classifier,
+        "classifier": classifier or config.own_classifier,
         "pooler": pooler,
         "masked_lm": masked_lm,
-        "precision": precision,
+        "causal_lm": causal_lm,
+        "scan": scan,
     }
+    dtype = jnp.dtype(precision)
 
-    def module() -> TextModel:
-        made = TextModel(
-            config,
-            BODIES[type(config)],
-            num_labels=num_labels,
-            classifier=classifier,
-            pooler=pooler,
-            masked_lm=masked_lm,
-            dtype=jnp.dtype(precision),
-        )
+    def module() -> nnx.Module:
+        whole = SEQ2SEQ.get(type(config))
+        made = whole(config, dtype) if whole else TextModel(config, BODIES[type(config)], **chosen, dtype=dtype)
         for path, part in nnx.iter_modules(made):
             if lora is not None and isinstance(part, Dense) and dotted(path) in lora.modules:
                 part.add_lora(lora.rank, lora.scale)
@@ -126,7 +145,9 @@ def build(
     graph, state = nnx.split(nnx.eval_shape(module))
     leaves = [(path, leaf) for path, leaf in nnx.to_flat_state(state)]
     shapes = {dotted(path): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in leaves}
-    return Model(config, graph, tuple(path for path, _ in leaves), tuple(heads.items()), shapes, lora=lora)
+    return Model(
+        config, graph, tuple(path for path, _ in leaves), tuple({**chosen, "precision": precision}.items()), shapes, lora=lora
+    )
 
 
 def with_lora(model: Model, lora: Lora) -> Model:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, Literal, Protocol, Self
 
 import jax
 from flax import nnx
 
 from ftjax.errors import InputError
+
+VALUES = {"bool": (bool, "true or false"), "int": (int, "a number"), "float": (float | int, "a number"), "str": (str, "a text")}
+"""The type of a config's field -> what config.json may have for it, and what to call that."""
 
 Classifier = Literal["pooled", "first-token", "last-token"]
 """pooled: a dense layer, its activation and dropout on the first token, then the linear layer, as transformers' classes
@@ -29,6 +32,8 @@ class Config:
     """The numbers that fix a model. An architecture adds its own; names are those of Hugging Face's config.json."""
 
     model_type: ClassVar[str]
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Names in config.json -> fields here, where they differ; "" for what it has besides and does not mean."""
     parts: ClassVar[tuple[str, ...]] = ("encoder",)
     """Attributes of the body's parts in a model, also the first word of their parameters' names."""
     classifiers: ClassVar[tuple[Classifier, ...]] = ("pooled", "first-token")
@@ -36,6 +41,8 @@ class Config:
     pooling: ClassVar[Pooling] = Pooling()
     causal: ClassVar[bool] = False
     """Whether a position sees only those before it: the language model is then the next token's, not a masked one's."""
+    has_masked_lm: ClassVar[bool] = True
+    """Whether there is a masked-language-modelling head."""
     dropout_fields: ClassVar[tuple[str, ...]] = ()
     """Fields that are dropout rates of the body."""
 
@@ -52,19 +59,20 @@ class Config:
     def from_dict(cls, config: dict[str, Any], source: str) -> Self:
         """Read config.json's dictionary; raises InputError naming `source` for what would change the result unnoticed."""
         known = {field.name: field for field in dataclasses.fields(cls)}
+        named = {cls.renamed.get(name, name): value for name, value in config.items()}
+        spelled = {ours: theirs for theirs, ours in cls.renamed.items()}
         try:
-            self = cls(**{name: value for name, value in config.items() if name in known})
+            self = cls(**{name: value for name, value in named.items() if name in known})
         except TypeError as error:
             raise InputError(f"{source}: incomplete ({str(error).rpartition('__init__() ')[2]}).") from None
         for name, field in known.items():
-            value, kinds = getattr(self, name), str(field.type)
-            if value is None and "None" in kinds:
+            value, (plain, optional, _) = getattr(self, name), str(field.type).partition(" | None")
+            if value is None and optional:
                 continue
-            if "int" in kinds or "float" in kinds:
-                number = float | int if "float" in kinds else int
-                if isinstance(value, bool) or not isinstance(value, number):
-                    raise InputError(f"{source}: {name} is {value!r}, not a number.")
-        sizes = ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size")
+            kind, expected = VALUES.get(plain, (object, ""))
+            if not isinstance(value, kind) or (isinstance(value, bool) and plain in ("int", "float")):
+                raise InputError(f"{source}: {spelled.get(name, name)} is {value!r}, not {expected}.")
+        sizes = ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size", "max_position_embeddings")
         if min(getattr(self, name) for name in sizes) < 1:
             raise InputError(f"{source}: {', '.join(sizes)} must be positive.")
         self.check(config, source)
@@ -73,10 +81,33 @@ class Config:
     def check(self, config: dict[str, Any], source: str) -> None:
         """Raise InputError for what the architecture cannot do as the dictionary asks."""
 
+    def for_files(self, names: Collection[str]) -> Self:
+        """The config of a model whose files hold tensors of these names (as the name table spells them)."""
+        return self
+
+    def depth(self, part: str) -> int:
+        """How many layers a part has."""
+        return self.num_hidden_layers
+
+    @property
+    def own_classifier(self) -> Classifier | None:
+        """The classification head that transformers' class for the architecture has; None without one."""
+        return next(iter(self.classifiers), None)
+
+    @property
+    def max_length(self) -> int:
+        """The most tokens a row may have."""
+        return self.max_position_embeddings
+
     @property
     def head_dropout(self) -> float:
         """The dropout rate of the classification head."""
         return 0.0
+
+    @property
+    def masked_lm_activation(self) -> str:
+        """The activation of the masked-language-modelling head."""
+        return "gelu"
 
     def with_dropout(self, rate: float) -> Self:
         """The same with one rate everywhere."""

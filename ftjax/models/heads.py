@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ftjax.models.body import Body, Classifier, Config
+from ftjax.models.decoder import Decoder, NextTokenHead
 from ftjax.models.layers import ACTIVATIONS, Dense, LayerNorm, dot
 from ftjax.random import dropout, fold_in
 
@@ -28,7 +29,7 @@ class MaskedLMHead(nnx.Module):
         self.transform = Dense(config.hidden_size, config.hidden_size, dtype)
         self.norm = LayerNorm(config.hidden_size, getattr(config, "layer_norm_eps", 1e-12))
         self.bias = nnx.Param(jnp.zeros((config.vocab_size,)))
-        self.activation = ACTIVATIONS[getattr(config, "hidden_act", "gelu")]
+        self.activation = ACTIVATIONS[config.masked_lm_activation]
         self.dtype = dtype
 
     def __call__(self, hidden: jax.Array, embedding: jax.Array) -> jax.Array:
@@ -46,9 +47,11 @@ class TextModel(nnx.Module):
         body: type[Body],
         *,
         num_labels: int | None = None,
-        classifier: Classifier = "pooled",
+        classifier: Classifier | None = "pooled",
         pooler: bool = False,
         masked_lm: bool = False,
+        causal_lm: bool = False,
+        scan: bool = False,
         dtype: jnp.dtype,
     ) -> None:
         (self.part,) = config.parts
@@ -56,9 +59,12 @@ class TextModel(nnx.Module):
         if pooler or (num_labels is not None and classifier == "pooled"):
             self.pooler = Dense(config.hidden_size, config.hidden_size, dtype)
         if num_labels is not None:
-            self.classifier = Dense(config.hidden_size, num_labels, dtype)
+            self.classifier = Dense(config.hidden_size, num_labels, dtype, bias=classifier != "last-token")
         if masked_lm:
             self.masked_lm = MaskedLMHead(config, dtype)
+        if causal_lm:
+            self.lm_head = NextTokenHead(config, dtype)
+        self.causal_lm, self.scan = causal_lm, scan
         self.pooled, self.pooling = classifier == "pooled", config.pooling
         self.dropout_rate = config.head_dropout
 
@@ -76,7 +82,11 @@ class TextModel(nnx.Module):
         stop: int | None = None,
         readout: bool = False,
     ) -> list[jax.Array]:
-        """Hidden states, float32 (batch, length, hidden) each: the embeddings, then every layer's output up to layer `stop`.
+        """Hidden states, float32 (batch, length, hidden) each: the embeddings, then every layer's output; the last is finished.
+
+        stop: only those of the first `stop` layers, as the next layer takes them, even where there is none.
+
+        With `scan` (see `ftjax.models.build`) only the embeddings and the last one.
 
         batch: `input_ids`, `token_type_ids` and `attention_mask`; or `prefix`, the hidden state from which to go on.
             `prefix` is the output of as many layers as lead the list `frozen` (see `ftjax.models.Model.prefix_layers`).
@@ -85,17 +95,21 @@ class TextModel(nnx.Module):
         readout: the last layer's output is that of the position that a classifier reads, (batch, 1, hidden).
         """
         body, layers = self.body, len(self.body.layers)
-        stop = layers if stop is None else stop
+        whole, stop = stop is None, layers if stop is None else stop
         frozen = frozen or (False,) * (layers + 1)
         seeds = None if seeds is None else fold_in(seeds, BODY_SEED)
         by_stage = [None if off else seeds for off in frozen]
         start = leading(frozen) if "prefix" in batch else 0
         states = [batch["prefix"] if "prefix" in batch else body.embed(batch, by_stage[0])]
         context = body.context(batch) if start < stop else None
+        alone = stop - 1 if readout and stop == layers else stop  # the last layer, where only one position is read
+        if self.scan and isinstance(body, Decoder) and start < alone:
+            states.append(body.scan(range(start, alone), states[-1], context, by_stage[start + 1 : alone + 1]))
+            start = alone
         for number in range(start, stop):
             only = readout and number == layers - 1
             states.append(body.layer(number, states[-1], context, by_stage[number + 1], readout=only))
-        if stop == layers:
+        if whole:
             states[-1] = body.finish(states[-1])
         return states
 
@@ -113,4 +127,5 @@ class TextModel(nnx.Module):
 
     def vocabulary_logits(self, hidden: jax.Array) -> jax.Array:
         """Hidden states (..., hidden) to float32 logits over the vocabulary; give only the positions that need them."""
-        return self.masked_lm(hidden, self.body.vocabulary())
+        head = self.lm_head if self.causal_lm else self.masked_lm
+        return head(hidden, self.body.vocabulary())

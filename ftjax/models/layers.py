@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from ftjax.random import dropout
@@ -37,10 +38,13 @@ gelu.defvjp(_gelu_forward, lambda derivative, g: (g * derivative,))
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": gelu,
-    "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
-    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu_python": gelu,
+    "gelu_new": jax.nn.gelu,  # the approximation by tanh
+    "gelu_fast": jax.nn.gelu,
+    "gelu_pytorch_tanh": jax.nn.gelu,
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
     "tanh": jnp.tanh,
 }
 """The activation functions by the names that Hugging Face configs use."""
@@ -91,11 +95,14 @@ matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 class Dense(nnx.Module):
-    """x (..., features_in) to float32 (..., features_out): x @ kernel + bias, and scale · (x @ lora_a) @ lora_b with LoRA."""
+    """x (..., features_in) to float32 (..., features_out): x @ kernel + bias, and scale · (x @ lora_a) @ lora_b with LoRA.
 
-    def __init__(self, features_in: int, features_out: int, dtype: jnp.dtype) -> None:
+    bias: whether there is one.
+    """
+
+    def __init__(self, features_in: int, features_out: int, dtype: jnp.dtype, *, bias: bool = True) -> None:
         self.kernel = nnx.Param(jnp.zeros((features_in, features_out)))
-        self.bias = nnx.Param(jnp.zeros((features_out,)))
+        self.bias = nnx.Param(jnp.zeros((features_out,))) if bias else None
         self.dtype = dtype
         self.lora_scale = 0.0
 
@@ -118,6 +125,8 @@ class Dense(nnx.Module):
         if self.lora_scale:
             low = matmul(x, self.lora_a[...], self.dtype)
             y += self.lora_scale * matmul(low, self.lora_b[...], self.dtype)
+        if self.bias is None:
+            return y
         return y + jnp.broadcast_to(self.bias[...].astype(y.dtype), y.shape)
 
 
@@ -146,6 +155,46 @@ class LayerNorm(nnx.Module):
         normal = centred * jax.lax.rsqrt(variance + self.epsilon)
         scale, bias = (jnp.broadcast_to(p[...].astype(jnp.float32), x.shape) for p in (self.scale, self.bias))
         return normal * scale + bias
+
+
+class RMSNorm(nnx.Module):
+    """Divide the last axis of x (..., features) by its root mean square in float32, then scale (Zhang & Sennrich, 2019).
+
+    offset: added to the scale; 1 where files keep its distance from one, as Gemma's do.
+    """
+
+    def __init__(self, features: int, epsilon: float, offset: float = 0.0) -> None:
+        self.scale = nnx.Param(jnp.ones((features,)))
+        self.epsilon, self.offset = epsilon, offset
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x.astype(jnp.float32)
+        normal = x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + self.epsilon)
+        return normal * jnp.broadcast_to(self.scale[...].astype(jnp.float32) + self.offset, x.shape)
+
+
+def distance_buckets(number: int, *, buckets: int, max_distance: int) -> np.ndarray:
+    """The bucket of each distance 0, 1, ..., number - 1 between two tokens, int32 (number,): half of the buckets are one
+    distance each, the others grow as powers do up to max_distance, and the last holds all beyond (Raffel et al., 2020).
+
+    In float32 and in PyTorch's order of operations: a distance on the edge of two buckets falls where it does there.
+    """
+    exact = buckets // 2
+    distance = np.arange(number)
+    ratio = np.log(np.maximum(distance, exact).astype(np.float32) / np.float32(exact))
+    steps = ratio / np.float32(math.log(max_distance / exact)) * np.float32(buckets - exact)
+    return np.where(distance < exact, distance, np.minimum(exact + steps.astype(np.int32), buckets - 1)).astype(np.int32)
+
+
+def relative_buckets(queries: int, keys: int, *, buckets: int, max_distance: int, causal: bool = False) -> np.ndarray:
+    """The bucket of the way from every query to every key, int32 (queries, keys), see `distance_buckets`.
+
+    Half of the buckets are for keys that come after the query; where attention is causal all are for those before.
+    """
+    way = np.arange(keys)[None, :] - np.arange(queries)[:, None]
+    own = buckets if causal else buckets // 2
+    by_distance = distance_buckets(max(queries, keys), buckets=own, max_distance=max_distance)
+    return by_distance[np.maximum(-way, 0)] if causal else by_distance[np.abs(way)] + (way > 0).astype(np.int32) * own
 
 
 def attention_bias(attention_mask: jax.Array) -> jax.Array:

@@ -28,12 +28,12 @@ class Masked(NamedTuple):
     labels: jax.Array
 
 
-def wordpiece_continuations(tokens: Sequence[str], vocab_size: int) -> bytes:
+def wordpiece_continuations(tokens: Sequence[str | None], vocab_size: int) -> bytes:
     """The table `MaskedLM.continuations` of a WordPiece vocabulary: one byte an id, 1 where its token starts with ##.
 
-    tokens: by id. vocab_size: the model's, which may be larger; ids without a token start words.
+    tokens: by id, None for one without. vocab_size: the model's, which may be larger; ids without a token start words.
     """
-    return bytes(token.startswith("##") for token in tokens).ljust(vocab_size, b"\0")
+    return bytes((token or "").startswith("##") for token in tokens).ljust(vocab_size, b"\0")
 
 
 def choose_words(maskable: jax.Array, continues: jax.Array, u: jax.Array, wanted: jax.Array) -> jax.Array:

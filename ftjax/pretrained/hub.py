@@ -5,22 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 
 from ftjax.errors import InputError
+from ftjax.pretrained.gguf import is_gguf
 
 FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab*", "special_tokens_map.json"]
+FILES += ["merges.txt", "chat_template.jinja", "generation_config.json"]
 """What is downloaded: configuration, safetensors weights and tokenizer files; no pickles, no code."""
 
 
 def model_directory(name_or_directory: str | Path) -> Path:
-    """An existing directory as it is, else a hub id (`name` or `owner/name`, `@revision` after it) downloaded.
+    """An existing directory or .gguf file as it is, else a hub id (`name` or `owner/name`, `@revision` after it) downloaded.
 
     Raises InputError where it is neither, or the hub cannot be reached.
     """
     path = Path(name_or_directory).expanduser()
-    if path.is_dir():
+    if path.is_dir() or is_gguf(path):
         return path
     text = str(name_or_directory)
     if path.exists():
-        raise InputError(f"{text}: a file, not a model directory; give the directory that holds config.json.")
+        raise InputError(f"{text}: a file, not a model directory; give the directory that holds config.json, or a .gguf file.")
     if text.startswith((".", "/", "~")) or text.count("/") > 1:
         raise InputError(f"{text}: no such model directory.")
 

@@ -3,33 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import zlib
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
 from ftjax.errors import InputError, did_you_mean
 from ftjax.models import CONFIGS, Classifier, Config, Lora, Model, Params, build, initial_value, with_lora
+from ftjax.pretrained import gguf, keras
 from ftjax.pretrained.hub import model_directory
-from ftjax.pretrained.names import TABLES, NameTable
-from ftjax.pretrained.tensors import read_json, read_tensors
+from ftjax.pretrained.names import NameTable, table_of
+from ftjax.pretrained.tensors import INDEX, SINGLE, Parts, SafeTensors, Weights, read_json, safetensors_files
 
 FLOATS = (np.dtype("float32"), np.dtype("float16"), np.dtype("float64"), np.dtype(ml_dtypes.bfloat16))
+PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "model.bin", "model.ckpt", "flax_model.msgpack")
 
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """What a model directory holds.
+    """What a model directory, or a GGUF file, holds.
 
     model and params: the architecture with the heads asked for, and its float32 values (flat: dotted name -> array).
     new: names of parameters that the files did not have and that were initialised.
-    carried: tensors of the files (their names) that the model does not use, kept for an export that loses nothing.
-    dtypes: the files' dtype of each parameter. base_only: whether the files hold a base model, its names unprefixed.
+    spelled: what the files call each of the others. dtypes: the files' dtype of each.
+    carried: tensors of the files (their names) that the model does not use: an export that loses nothing reads them again.
     labels: class names in the order of the classifier's outputs, or () without a classifier.
+    classifier: the kind of head that these would have; None where the architecture has none.
     raw_config: config.json as read.
     """
 
@@ -37,24 +40,29 @@ class Pretrained:
     model: Model
     params: Params
     new: tuple[str, ...]
-    carried: dict[str, np.ndarray]
+    spelled: dict[str, str]
     dtypes: dict[str, np.dtype]
-    base_only: bool
+    carried: tuple[str, ...]
     labels: tuple[str, ...]
-    classifier: Classifier
+    classifier: Classifier | None
     raw_config: dict[str, Any]
 
 
 def read_config(directory: Path) -> tuple[Config, dict[str, Any], NameTable]:
-    """config.json as (config, dictionary, name table); InputError for an architecture that is not supported."""
-    raw = read_json(directory / "config.json")
+    """config.json, or a GGUF file's metadata, as (config, dictionary, name table).
+
+    InputError for an architecture that is not supported.
+    """
+    source = directory if gguf.is_gguf(directory) else directory / "config.json"
+    raw = gguf.raw_config(source) if gguf.is_gguf(source) else read_json(source)
     model_type = raw.get("model_type")
-    if model_type not in CONFIGS:
+    if not isinstance(model_type, str) or model_type not in CONFIGS:
         near = did_you_mean(str(model_type), CONFIGS)
         raise InputError(
             f"{directory}: architecture {model_type!r} is not supported; supported are: {', '.join(CONFIGS)}.{near}"
         )
-    return CONFIGS[model_type].from_dict(raw, str(directory / "config.json")), raw, TABLES[model_type]
+    config = CONFIGS[model_type].from_dict(raw, str(source))
+    return config, raw, table_of(config)
 
 
 def saved_labels(raw_config: dict[str, Any]) -> tuple[str, ...]:
@@ -71,21 +79,76 @@ def unnamed(number: int) -> tuple[str, ...]:
     return tuple(f"LABEL_{i}" for i in range(number))
 
 
-def saved_classifier(raw_config: dict[str, Any]) -> Classifier:
-    """Which classification head a directory's weights belong to; ours are marked in config.json."""
-    return "first-token" if raw_config.get("ftjax_classifier") == "first-token" else "pooled"
+def saved_classifier(config: Config, raw_config: dict[str, Any]) -> Classifier | None:
+    """Which classification head a directory's weights belong to: the architecture's own, unless we marked another one."""
+    marked = raw_config.get("ftjax_classifier")
+    return marked if marked in config.classifiers else config.own_classifier
 
 
-def read_canonical(directory: Path, table: NameTable) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """All tensors by the table's spelling of their names, and how the files spell each. InputError for one given twice."""
-    tensors: dict[str, np.ndarray] = {}
+def open_weights(directory: Path, table: NameTable) -> Weights:
+    """The tensors of a GGUF file or a directory, those that the table takes apart by their parts."""
+    return Parts(gguf.GgufWeights(directory) if gguf.is_gguf(directory) else _weights_in(directory), table.parts, directory)
+
+
+def _weights_in(directory: Path) -> Weights:
+    """Those of safetensors, or else of Keras. InputError where there are none, or only pickled ones."""
+    if files := safetensors_files(directory):
+        return SafeTensors(files)
+    if (directory / keras.SINGLE).is_file():
+        return keras.KerasWeights(directory / keras.SINGLE)
+    if (directory / keras.INDEX).is_file():
+        raise InputError(f"{directory}: Keras weights in several files are not read; save them as safetensors first.")
+    if pickled := [name for name in PICKLED if (directory / name).exists()]:
+        raise InputError(
+            f"{directory}: holds only {pickled[0]}, which is refused because unpickling can run code; convert it first: "
+            "AutoModel.from_pretrained(...).save_pretrained(..., safe_serialization=True) in PyTorch."
+        )
+    raise InputError(f"{directory}: no weights; expected {SINGLE} or {INDEX} with its shards.")
+
+
+def spell(weights: Weights, table: NameTable, directory: Path) -> dict[str, str]:
+    """The table's spelling of every tensor's name -> the files' own. InputError for a tensor given twice."""
     spelled: dict[str, str] = {}
-    for name, array in read_tensors(directory):
+    for name in weights.headers:
         canonical = table.canonical(name)
-        if canonical in tensors:
+        if canonical in spelled:
             raise InputError(f"{directory}: {name} and {spelled[canonical]} are the same weight.")
-        tensors[canonical], spelled[canonical] = array, name
-    return tensors, spelled
+        spelled[canonical] = name
+    return spelled
+
+
+def read_parameter(weights: Weights, name: str, shape: tuple[int, ...], *, transposed: bool) -> jax.Array:
+    """A tensor as a float32 parameter of our shape.
+
+    On a CPU the array read into is the parameter: `device_put` takes one at a multiple of 64 bytes as it is, without a copy.
+    """
+    size = math.prod(shape)
+    memory = np.empty(size + 16, np.float32)
+    start = -memory.ctypes.data // 4 % 16
+    value = memory[start : start + size].reshape(shape)
+    target = value.T if transposed else value
+    for where, block in weights.blocks(name):
+        target[where] = block
+    return jax.device_put(value)
+
+
+def check_copies(
+    weights: Weights, table: NameTable, spelled: dict[str, str], read: dict[str, str], params: Params, directory: Path
+) -> None:
+    """InputError for a tensor that should repeat a parameter and does not: the files' model ties what ours ties.
+
+    spelled: see `spell`. read: our names -> the names in the files that they were read from.
+    """
+    for theirs, ours in table.copies:
+        if theirs in spelled and ours in read and spelled[theirs] not in read.values():
+            value, copy = np.asarray(params[ours]), spelled[theirs]
+            same = weights.headers[copy].shape == value.shape and all(
+                np.array_equal(value[where], block.astype(np.float32)) for where, block in weights.blocks(copy)
+            )
+            if not same:
+                raise InputError(
+                    f"{directory}: {copy} differs from {read[ours]}; this architecture is supported only where they are tied."
+                )
 
 
 def load_pretrained(
@@ -94,6 +157,8 @@ def load_pretrained(
     labels: tuple[str, ...] | None = None,
     classifier: Classifier | None = None,
     masked_lm: bool = False,
+    causal_lm: bool = False,
+    scan: bool = False,
     precision: str = "float32",
     dropout: float | None = None,
     seed: int = 0,
@@ -102,8 +167,9 @@ def load_pretrained(
 
     labels: class names for a classification head; None takes the head that the files hold, if any. A head in the
         files that is of another kind or has other class names is left aside and a new one initialised.
-    classifier: "pooled" or "first-token" (see `ftjax.models.heads`); None takes the files' kind, or pooled.
-    masked_lm: add the masked-language-modelling head, from the files or new.
+    classifier: the head's kind (see `ftjax.models.body.Classifier`); None takes the files', or the architecture's own.
+    masked_lm, causal_lm: add the head that predicts masked tokens, or the next one, from the files or new.
+    scan: see `ftjax.models.build`.
     precision: operand dtype of dot products, "float32" or "bfloat16"; parameters are float32 either way.
     dropout: a rate for all dropout instead of the config's.
     seed: for what is initialised; each parameter's value depends on the seed and its own name alone.
@@ -115,65 +181,102 @@ def load_pretrained(
     config, raw_config, table = read_config(directory)
     if dropout is not None:
         config = config.with_dropout(dropout)
-    tensors, spelled = read_canonical(directory, table)
-    rows = len(tensors["classifier.weight"]) if "classifier.weight" in tensors else 0
+    saved = saved_classifier(config, raw_config)
+    kind = classifier or saved
+    _check_heads(
+        config, raw_config, directory, kind, classify=bool(labels or classifier), masked_lm=masked_lm, causal_lm=causal_lm
+    )
+    weights = open_weights(directory, table)
+    spelled = spell(weights, table, directory)
+    config = config.for_files(spelled)
+    head = spelled.get(table.theirs("classifier.kernel")[0]) if config.classifiers else None
+    rows = (weights.headers[head].shape or (0,))[0] if head else 0
     in_files = (saved_labels(raw_config) or unnamed(rows)) if rows else ()
     if len(in_files) != rows:
-        raise InputError(f"{directory}: classifier.weight has {rows} rows but config.json names {len(in_files)} labels.")
-    kind = classifier or saved_classifier(raw_config)
+        raise InputError(f"{directory}: {head} has {rows} rows but config.json names {len(in_files)} labels.")
     labels = in_files if labels is None else labels
     numbered = in_files == unnamed(rows) and labels == tuple(map(str, range(rows)))
-    fits = rows > 0 and (labels == in_files or numbered) and kind == saved_classifier(raw_config)
+    fits = rows > 0 and (labels == in_files or numbered) and kind == saved
 
     model = build(
         config,
         num_labels=len(labels) or None,
         classifier=kind,
-        pooler=kind == "pooled" and "bert.pooler.dense.weight" in tensors,
+        pooler=kind == "pooled" and table.theirs("pooler.kernel")[0] in spelled,
         masked_lm=masked_lm,
+        causal_lm=causal_lm,
+        scan=scan,
         precision=precision,
     )
-    params: Params = {}
-    dtypes: dict[str, np.dtype] = {}
+    named = {ours: table.theirs(ours) for ours in model.shapes}
+    own = {theirs for theirs, _ in named.values()}
+    read: dict[str, str] = {}
     new: list[str] = []
-    used: set[str] = set()
     misshapen: list[str] = []
-    for ours, expected in model.shapes.items():
-        theirs, transposed = table.theirs(ours)
-        array = tensors.get(theirs)
-        if array is None or (ours.startswith("classifier.") and not fits):
+    for ours, (theirs, transposed) in named.items():
+        spellings = [theirs, *(copy for copy in table.copies_of(ours) if copy not in own)]
+        found = next((name for name in spellings if name in spelled), None)
+        if found is None or (ours.startswith("classifier.") and not fits):
             new.append(ours)
             continue
-        used.add(theirs)
-        shape = expected.shape[::-1] if transposed else expected.shape
-        if array.shape != shape or array.dtype not in FLOATS:
-            misshapen.append(f"{spelled[theirs]} is {array.dtype} {list(array.shape)}, expected float {list(shape)}")
-            continue
-        value = array.astype(np.float32)
-        params[ours] = jnp.asarray(value.T if transposed else value)
-        dtypes[ours] = array.dtype
-
+        read[ours] = spelled[found]
+        header, shape = weights.headers[spelled[found]], model.shapes[ours].shape
+        shape = shape[::-1] if transposed else shape
+        if header.shape != shape or header.dtype not in FLOATS:
+            misshapen.append(f"{spelled[found]} is {header.dtype} {list(header.shape)}, expected float {list(shape)}")
     if misshapen:
         raise InputError(f"{directory}: wrongly shaped weights for its config.json: {_some(misshapen)}.")
-    unexpected = [spelled[n] for n in tensors if n not in used and not table.is_carried(n)]
+    used = set(read.values())
+    unexpected = [name for canonical, name in spelled.items() if name not in used and not table.is_carried(canonical)]
     if unexpected:
         raise InputError(f"{directory}: unexpected weights: {_some(unexpected)}; is config.json that of another model?")
     if lost := [name for name in new if name.startswith(config.parts)]:
-        raise InputError(f"{directory}: missing weights: {_some([table.theirs(name)[0] for name in lost])}.")
+        raise InputError(f"{directory}: missing weights: {_some([named[name][0] for name in lost])}.")
 
-    params |= _initialised(model, new, seed)
+    params = _initialised(model, new, seed)
+    for ours, name in read.items():
+        params[ours] = read_parameter(weights, name, model.shapes[ours].shape, transposed=named[ours][1])
+    if masked_lm or causal_lm or not config.classifiers:  # without a classifier: a model that always predicts tokens
+        check_copies(weights, table, spelled, read, params, directory)
     return Pretrained(
         directory=directory,
         model=model,
         params={name: params[name] for name in model.shapes},
         new=tuple(new),
-        carried={spelled[n]: array for n, array in tensors.items() if n not in used},
-        dtypes=dtypes,
-        base_only=not any(spelled[n].startswith(table.prefix) for n in tensors),
+        spelled=read,
+        dtypes={ours: weights.headers[name].dtype for ours, name in read.items()},
+        carried=tuple(name for name in spelled.values() if name not in used),
         labels=tuple(labels),
         classifier=kind,
         raw_config=raw_config,
     )
+
+
+def _check_heads(
+    config: Config,
+    raw_config: dict[str, Any],
+    directory: Path,
+    classifier: Classifier | None,
+    *,
+    classify: bool,
+    masked_lm: bool,
+    causal_lm: bool,
+) -> None:
+    """InputError for heads that the architecture does not have. classify: whether a classifier, of this kind, is asked for."""
+    model = f"{directory}: {config.model_type}"
+    if classify and classifier not in config.classifiers:
+        kind, has = f"{classifier} " if classifier else "", " or ".join(config.classifiers) or "none"
+        raise InputError(f"{model} has no {kind}classification head; it has {has}.")
+    if masked_lm and not config.has_masked_lm:
+        other = "; a decoder predicts the next token: take causal-lm" if config.causal else ""
+        raise InputError(f"{model} has no head for masked language modelling (masked-lm){other}.")
+    if causal_lm and not config.causal:
+        other = "; an encoder predicts masked tokens: take masked-lm" if config.has_masked_lm else ""
+        raise InputError(f"{model} has no head for the next token (causal-lm){other}.")
+    if masked_lm and raw_config.get("tie_word_embeddings", True) is False:
+        raise InputError(
+            f"{directory}: tie_word_embeddings=false is not supported; masked language modelling reads the word embeddings."
+        )
 
 
 def add_lora(pretrained: Pretrained, lora: Lora, *, seed: int = 0) -> Pretrained:

@@ -10,11 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from ftjax.models import Params, merge_lora
-from ftjax.pretrained.load import Pretrained
-from ftjax.pretrained.names import TABLES
-from ftjax.pretrained.tensors import write_tensors
+from ftjax.pretrained import gguf
+from ftjax.pretrained.load import Pretrained, open_weights
+from ftjax.pretrained.names import table_of
+from ftjax.pretrained.tensors import read_whole, write_tensors
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "added_tokens.json")
+TOKENIZER_FILES += ("vocab.json", "merges.txt", "tokenizer.model", "sentencepiece.bpe.model", "spiece.model")
+OTHER_FILES = ("chat_template.jinja", "generation_config.json")
 
 
 def save_pretrained(pretrained: Pretrained, params: Params, directory: str | Path, *, trained: bool = True) -> None:
@@ -26,22 +29,26 @@ def save_pretrained(pretrained: Pretrained, params: Params, directory: str | Pat
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    table = TABLES[pretrained.raw_config["model_type"]]
+    table = table_of(pretrained.model.config)
     has_head = bool(pretrained.labels)
-    prefixed = (has_head or "masked_lm.bias" in params) if trained else not pretrained.base_only
+    causal_lm = bool(dict(pretrained.model.heads)["causal_lm"])
+    prefixed = has_head or causal_lm or "masked_lm.bias" in params
     params = merge_lora(pretrained.model, params)
     tensors: dict[str, np.ndarray] = {}
     for ours, value in params.items():
-        if (ours in pretrained.new and not trained) or (ours.startswith("masked_lm.") and trained and has_head):
+        if (ours in pretrained.new and not trained) or (ours.startswith(("masked_lm.", "lm_head.")) and trained and has_head):
             continue
         theirs, transposed = table.theirs(ours)
+        name = (theirs if prefixed else theirs.removeprefix(table.prefix)) if trained else pretrained.spelled[ours]
         array = np.asarray(value)
         if ours in pretrained.dtypes:
             narrow = array.astype(pretrained.dtypes[ours])
             array = narrow if np.array_equal(narrow.astype(array.dtype), array, equal_nan=True) else array
-        tensors[theirs if prefixed else theirs.removeprefix(table.prefix)] = array.T if transposed else array
-    if not trained:
-        tensors |= pretrained.carried
+        tensors[name] = array.T if transposed else array
+    if not trained and pretrained.carried:
+        weights = open_weights(pretrained.directory, table)
+        tensors |= {name: read_whole(weights, name) for name in pretrained.carried}
+    tensors = table.join(tensors)
 
     config = dict(pretrained.raw_config)
     if trained:
@@ -54,14 +61,16 @@ def save_pretrained(pretrained: Pretrained, params: Params, directory: str | Pat
                 "id2label": {str(i): label for i, label in enumerate(pretrained.labels)},
                 "label2id": {label: i for i, label in enumerate(pretrained.labels)},
             }
-            if pretrained.classifier == "first-token":
-                config["ftjax_classifier"] = "first-token"  # no class of transformers has this head
-            else:
+            if pretrained.classifier == pretrained.model.config.own_classifier:
                 config.pop("ftjax_classifier", None)
-        elif "masked_lm.bias" in params:
+            else:
+                config["ftjax_classifier"] = pretrained.classifier  # no class of transformers has this head
+        elif "masked_lm.bias" in params or causal_lm:
             config["architectures"] = [table.classes[1]]
     write_tensors(tensors, directory)
-    for name in TOKENIZER_FILES:
+    if gguf.is_gguf(pretrained.directory):
+        gguf.tokenizer(pretrained.directory).save_pretrained(directory)
+    for name in TOKENIZER_FILES + OTHER_FILES:
         if (pretrained.directory / name).is_file():
             shutil.copyfile(pretrained.directory / name, directory / name)
     partial = directory / ".config.json.partial"

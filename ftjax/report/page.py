@@ -91,7 +91,7 @@ def _curves(runs: Sequence[RunRecord]) -> Html:
     panels = (
         ("loss", "Training loss (nats)", "train", ("classification_loss", "loss"), 1.0),
         ("accuracy", "Evaluation accuracy (%)", "eval", ("accuracy",), 100.0),
-        ("masked", "Masked-language-model loss (nats)", "train", ("masked_lm_loss",), 1.0),
+        ("masked", "Language-model loss (nats)", "train", ("masked_lm_loss", "causal_lm_loss"), 1.0),
     )
     figures = []
     for prefix, title, kind, keys, scale in panels:
@@ -140,7 +140,7 @@ def _caption(runs: Sequence[RunRecord], panel: str, kind: str, keys: Sequence[st
         "accuracy": "Every evaluation during training.",
         "masked": "The self-supervised part of the loss, before its weight; smoothed, the logged values faint.",
     }[panel]
-    if panel == "loss" and any("masked_lm_loss" in line for line in lines):
+    if panel == "loss" and any("masked_lm_loss" in line or "causal_lm_loss" in line for line in lines):
         said += " For self-supervised, only the part from labels."
     absent = sum(any(key in line for key in keys) and value_of(line, keys) is None for line in lines)
     return said + (f" Left out, as not finite: {absent}." if absent else "")

@@ -17,6 +17,8 @@ MEASURES = (
     ("eval", "accuracy"),
     ("test", "masked_lm_accuracy"),
     ("eval", "masked_lm_accuracy"),
+    ("test", "causal_lm_accuracy"),
+    ("eval", "causal_lm_accuracy"),
     ("test", "loss"),
     ("eval", "loss"),
 )

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 SCORES = {
     "accuracy": "accuracy",
     "masked_lm_accuracy": "masked-token accuracy",
+    "causal_lm_accuracy": "next-token accuracy",
     "loss": "loss",
     "macro_f1": "macro F1",
     "matthews": "Matthews",

@@ -144,7 +144,5 @@ def read_descriptions(path: Path) -> dict[str, tuple[str, ...]]:
         raise InputError(f"--descriptions-file {path}: is not JSON in UTF-8.") from None
     texts = {n: [t] if isinstance(t, str) else t for n, t in read.items()} if isinstance(read, dict) else {}
     if not texts or not all(isinstance(t, list) and t and all(isinstance(s, str) for s in t) for t in texts.values()):
-        raise InputError(
-            f'--descriptions-file {path}: must be an object such as {{"good": ["a fine film"], "bad": ["dull"]}}.'
-        )
+        raise InputError(f'--descriptions-file {path}: must be an object such as {{"good": ["a fine film"], "bad": ["dull"]}}.')
     return {name: tuple(described) for name, described in texts.items()}

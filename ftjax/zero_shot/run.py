@@ -22,7 +22,7 @@ from ftjax.pretrained.hub import model_directory
 from ftjax.pretrained.load import read_config
 from ftjax.terminal import Terminal
 from ftjax.zero_shot.config import TEMPLATES, ZeroShotConfig
-from ftjax.zero_shot.scores import Calibration, cloze_scores, similarity_scores, surest
+from ftjax.zero_shot.scores import Calibration, cloze_scores, likelihood_scores, similarity_scores, surest
 
 HELD_OUT = 10  # of so many pseudo-labelled texts one is held out, to choose the epoch by
 
@@ -95,15 +95,16 @@ def class_scores(config: ZeroShotConfig, texts: list[str] | tuple[str, ...]) -> 
     """Scores float32 (texts, classes) by the descriptions alone."""
     chosen, descriptions = how(config), config.descriptions()
     sizes = {"max_length": config.max_length, "batch_size": config.batch_size}
-    pretrained = load_pretrained(config.model, labels=(), masked_lm=chosen == "cloze", precision=config.precision)
-    if config.max_length > pretrained.model.config.max_position_embeddings:
-        raise InputError(
-            f"--max-length {config.max_length} is longer than the model's "
-            f"{pretrained.model.config.max_position_embeddings} positions."
-        )
+    pretrained = load_pretrained(
+        config.model, labels=(), masked_lm=chosen == "cloze", causal_lm=chosen == "likelihood", precision=config.precision
+    )
+    longest = pretrained.model.config.max_length
+    if config.max_length > longest:
+        raise InputError(f"--max-length {config.max_length} is longer than the model's {longest} positions.")
     if chosen == "similarity":
         return similarity_scores(pretrained, descriptions, texts, **sizes)
-    return cloze_scores(pretrained, descriptions, texts, template=config.template or TEMPLATES[chosen], **sizes)
+    score_words = cloze_scores if chosen == "cloze" else likelihood_scores
+    return score_words(pretrained, descriptions, texts, template=config.template or TEMPLATES[chosen], **sizes)
 
 
 def train_round(

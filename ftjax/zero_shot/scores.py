@@ -23,6 +23,7 @@ from ftjax.data.batches import batches, choose_buckets
 from ftjax.data.files import Rows
 from ftjax.data.tokenize import Examples, encode, load_tokenizer
 from ftjax.errors import InputError
+from ftjax.likelihood import continuation_logprobs
 from ftjax.models import Model, Params
 from ftjax.objectives import Batch
 from ftjax.objectives.contrastive import embeddings
@@ -139,6 +140,41 @@ def cloze_scores(
     step = gap_step(pretrained.model, tokenizer.mask_token_id, tuple(words))
     scores = per_row(step, pretrained, examples, batch_size, tokenizer.pad_token_id or 0)
     return np.stack([scores[:, np.array(owner) == number].mean(1) for number in range(len(descriptions))], axis=1)
+
+
+def likelihood_scores(
+    pretrained: Pretrained,
+    descriptions: Descriptions,
+    texts: Sequence[str],
+    *,
+    template: str,
+    max_length: int,
+    batch_size: int,
+) -> np.ndarray:
+    """Log-probability of each class's words after the template with the text; the mean over a class's descriptions.
+
+    InputError for a template that does not end with the label, and for a model without a trained head.
+    """
+    before, _, after = template.partition(GAP)
+    if after:
+        raise InputError(f"--template {template!r}: must end with {GAP} for likelihood, which reads from left to right.")
+    if any(name.startswith("lm_head.") for name in pretrained.new):
+        raise InputError(f"{pretrained.directory}: has no head for the next token (lm_head.weight), which likelihood needs.")
+    tokenizer = load_tokenizer(pretrained.directory)
+    start = before.rstrip(" ")  # a space belongs to the word after it, as tokenizers of decoders have it
+    space = before[len(start) :]
+    continuations = [
+        tokenizer(space + words, add_special_tokens=False)["input_ids"] for every in descriptions.values() for words in every
+    ]
+    owner = np.repeat(np.arange(len(descriptions)), [len(every) for every in descriptions.values()])
+    room = max_length - max(map(len, continuations))
+    if room < 1 or not all(continuations):
+        raise InputError(f"--max-length {max_length}: a description must have at least one token and leave room for the text.")
+    examples = tokenised([fill(start, text, "", tokenizer, room) for text in texts], tokenizer, room, "texts")
+    prompts = [examples.tokens[a:b].tolist() for a, b in zip(examples.starts, examples.starts[1:], strict=False)]
+    found = continuation_logprobs(pretrained.model, pretrained.params, prompts, continuations, batch_size=batch_size)
+    scores = np.stack([values.sum(1) for values in found], axis=1)
+    return np.stack([scores[:, owner == number].mean(1) for number in range(len(descriptions))], axis=1)
 
 
 def fill(template: str, text: str, label: str, tokenizer: Any, max_length: int) -> str:

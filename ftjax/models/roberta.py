@@ -1,0 +1,51 @@
+"""RoBERTa (Liu et al., 2019, https://arxiv.org/abs/1907.11692) and XLM-R (Conneau et al., 2020, https://arxiv.org/abs/1911.02116).
+
+Unlike BERT they count positions from the id of padding on, which leaves out padding wherever it is; so two of 514 positions
+have no token. The classifier's dense layer is its own, not the base model's pooler.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+from ftjax.errors import InputError
+from ftjax.models.bert import BertConfig
+from ftjax.models.body import Pooling
+
+
+@dataclasses.dataclass(frozen=True)
+class RobertaConfig(BertConfig):
+    """RoBERTa's numbers; the defaults are those of transformers' RobertaConfig."""
+
+    model_type: ClassVar[str] = "roberta"
+    pooling: ClassVar[Pooling] = Pooling(dropout_before=True)
+
+    vocab_size: int = 50265
+    pad_token_id: int | None = 1
+
+    def check(self, config: dict[str, Any], source: str) -> None:
+        super().check(config, source)
+        if self.pad_token_id is None:
+            raise InputError(f"{source}: pad_token_id is missing; positions of {self.model_type} are counted from it.")
+
+    @property
+    def padding_id(self) -> int | None:
+        return self.pad_token_id
+
+    @property
+    def max_length(self) -> int:
+        return self.max_position_embeddings - (self.pad_token_id or 0) - 1
+
+    @property
+    def masked_lm_activation(self) -> str:
+        return "gelu"
+
+
+@dataclasses.dataclass(frozen=True)
+class XlmRobertaConfig(RobertaConfig):
+    """XLM-R's numbers; the defaults are those of transformers' XLMRobertaConfig."""
+
+    model_type: ClassVar[str] = "xlm-roberta"
+
+    vocab_size: int = 30522

@@ -1,0 +1,72 @@
+"""L_self(x, f(x; θ)): predicting the next token (Radford et al., 2018), without ever holding all logits."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from ftjax.models import Model, Params
+from ftjax.objectives import NO_LABEL, Average, Batch
+from ftjax.objectives.classification import cross_entropy
+
+
+def next_tokens(batch: Batch) -> jax.Array:
+    """What each position is to predict, int32 (batch, length): the token after it, -100 where there is none that counts.
+
+    None counts at the end of a row and of a segment (`segment_ids`), before padding, and where `loss_mask`, int (batch,
+    length), is 0 for the token that would be predicted.
+    """
+    segments = batch["segment_ids"] if "segment_ids" in batch else batch["attention_mask"]
+    counts = (segments[:, 1:] > 0) & (segments[:, 1:] == segments[:, :-1])
+    if "loss_mask" in batch:
+        counts &= batch["loss_mask"][:, 1:] > 0
+    return jnp.pad(jnp.where(counts, batch["input_ids"][:, 1:], NO_LABEL), ((0, 0), (0, 1)), constant_values=NO_LABEL)
+
+
+def blockwise(
+    logits: Callable[[jax.Array], jax.Array], hidden: jax.Array, labels: jax.Array, block: int
+) -> tuple[jax.Array, jax.Array]:
+    """Summed cross-entropy and the number of right predictions, float32 scalars, in blocks of positions.
+
+    logits: hidden states (positions, hidden) to float32 (positions, classes). hidden (..., hidden), labels int (...),
+    negative where there is none. At most `block` rows of logits are held at a time: the backward pass computes them again.
+    """
+    hidden, labels = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
+    block = min(block, len(labels))
+    fill = -len(labels) % block
+    hidden = jnp.pad(hidden, ((0, fill), (0, 0))).reshape(-1, block, hidden.shape[-1])
+    labels = jnp.pad(labels, (0, fill), constant_values=NO_LABEL).reshape(-1, block)
+
+    @jax.checkpoint
+    def one(hidden: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        scores = logits(hidden)
+        losses, weights = cross_entropy(scores, labels)
+        return losses.sum(), (weights * (scores.argmax(-1) == labels).astype(jnp.float32)).sum()
+
+    def add(sums: tuple[jax.Array, jax.Array], part: tuple[jax.Array, jax.Array]) -> tuple[tuple[jax.Array, jax.Array], None]:
+        return jax.tree.map(jnp.add, sums, one(*part)), None
+
+    return jax.lax.scan(add, (jnp.zeros(()), jnp.zeros(())), (hidden, labels))[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class CausalLM:
+    """Cross-entropy of the next token at every position that has one; also the metric `causal_lm_accuracy`.
+
+    The model has the head `causal_lm`. Rows may be packed (`segment_ids`); `loss_mask` chooses the tokens to learn, such
+    as an assistant's. block: positions whose logits are held at a time.
+    """
+
+    model: Model
+    block: int = 256
+
+    def __call__(self, params: Params, batch: Batch, seeds: jax.Array | None) -> tuple[Average, dict[str, Average]]:
+        module = self.model.bind(params)
+        labels = next_tokens(batch)
+        hidden = module.hidden_states(batch, seeds=seeds, frozen=self.model.frozen)[-1]
+        total, right = blockwise(module.vocabulary_logits, hidden, labels, self.block)
+        weight = (labels >= 0).astype(jnp.float32).sum()
+        return (total, weight), {"causal_lm_accuracy": (right, weight)}
