@@ -57,11 +57,11 @@ class ZeroShotConfig:
 
     adapt: bool = False
     """Train on the texts of --unlabeled-file: the surest predictions become labels, round after round."""
-    confident_share: tuple[float, ...] = (0.2, 0.5)
+    confident_share: tuple[float, ...] = (0.2,)
     """Share of the texts that become labels in each round, as many of each class."""
-    epochs: int = 2
+    epochs: int = 1
     """Passes over them in a round."""
-    learning_rate: float = 5e-5
+    learning_rate: float = 2e-5
     """Peak learning rate of AdamW."""
     train_parameters: str | None = None
     """What trains, as in ftjax train. Default: all."""
