@@ -40,8 +40,12 @@ def content(output):
     """What must not depend on interruptions: the model's bytes, the metrics and the result, without timings."""
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     result = json.loads((output / "result.json").read_text())
-    untimed = [{k: v for k, v in row.items() if k not in TIMED} for row in [*lines, result]]
-    return (output / "model" / "model.safetensors").read_bytes(), untimed
+    return (output / "model" / "model.safetensors").read_bytes(), [untimed(row) for row in [*lines, result]]
+
+
+def untimed(value):
+    """A JSON value without what is measured, however deep."""
+    return {k: untimed(v) for k, v in value.items() if k not in TIMED} if isinstance(value, dict) else value
 
 
 def interrupt(arguments, output, number, when):

@@ -209,12 +209,13 @@ def test_all_losses_together_each_logged_apart_and_a_killed_run_ends_the_same(ti
 
 @pytest.mark.parametrize("loss", ["masked-lm", "contrastive", "label-pairs"])
 def test_adaptation_then_fine_tuning_in_one_run(loss, tiny_bert, few, few_reviews, tmp_path):
-    output = tmp_path / "run"
+    output, rows_file = tmp_path / "run", few
     method = ("--method", "self-supervised", "--self-supervised-weight", "0", "--train-parameters", "head")
     if loss != "label-pairs":
+        rows_file = few_reviews["train"]
         method = ("--method", "partial", "--train-parameters", "head", "--unlabeled-file", few_reviews["unlabeled"])
     done = run_command(
-        *("train", "--model", tiny_bert, "--train-file", few, "--eval-file", few_reviews["eval"], "--output", output),
+        *("train", "--model", tiny_bert, "--train-file", rows_file, "--eval-file", few_reviews["eval"], "--output", output),
         *(*method, *TINY, "--epochs", 1, "--json"),
         *("--adapt-epochs", 1, "--adapt-loss", loss, "--adapt-learning-rate", "1e-3"),
     )
