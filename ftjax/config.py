@@ -94,9 +94,10 @@ class TrainConfig:
     task: Literal["classification"] = "classification"
     """What is learnt."""
 
-    classifier: Literal["pooled", "first-token", "last-token"] | None = None
+    classifier: Literal["pooled", "first-token", "last-token", "mean"] | None = None
     """Head: pooled is transformers' BertForSequenceClassification; first-token and last-token are a linear layer on that
-    token's last hidden state. Default: the model's own, pooled for encoders, last-token for decoders."""
+    token's last hidden state, mean one on the average of all, which suits sentence encoders. Default: the model's own, pooled
+    for encoders, last-token for decoders."""
     self_supervised_loss: tuple[str, ...] = ("masked-lm",)
     """L_self, one or more of masked-lm (encoders), causal-lm (decoders), contrastive, label-pairs, consistency, pseudo-label
     and entropy, each with a weight of its own if wanted: masked-lm=0.1 consistency=linear:0->1."""
@@ -407,7 +408,7 @@ class Parameters:
     """With lora:R, the low-rank product is multiplied by alpha / R."""
     lora_targets: str = r"attention\.(query|value)"
     """With lora:R, the dense layers that get low-rank matrices."""
-    classifier: Literal["pooled", "first-token", "last-token"] | None = None
+    classifier: Literal["pooled", "first-token", "last-token", "mean"] | None = None
     """Head, as in ftjax train."""
     num_labels: int = 2
     """Classes of the head that would be added, where the model has none."""

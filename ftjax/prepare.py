@@ -14,7 +14,6 @@ from ftjax.data.batches import choose_buckets
 from ftjax.data.files import Rows, read_dataset, read_file
 from ftjax.data.tokenize import Examples, encode, join, label_names, load_tokenizer
 from ftjax.errors import InputError
-from ftjax.models import Config
 from ftjax.objective import Vocabulary, objective
 from ftjax.objectives.masked_lm import wordpiece_continuations
 from ftjax.optimizer import carry_over
@@ -83,7 +82,7 @@ def read_rows(config: TrainConfig) -> tuple[list[Rows], Rows | None, Rows | None
 
 
 def prepare_data(config: TrainConfig, say: Say, buckets: tuple[int, ...] = ()) -> Data:
-    """Read and tokenise; InputError for rows that training cannot use. buckets: those of the run that is resumed."""
+    """Read and tokenise; InputError for rows that training cannot use. buckets: () where they are still to be chosen."""
     directory = model_directory(config.model)
     model_config, raw_config, _ = read_config(directory)
     if config.max_length > model_config.max_length:
@@ -126,11 +125,6 @@ def prepare_data(config: TrainConfig, say: Say, buckets: tuple[int, ...] = ()) -
         notes += [f"{examples.empty:,} with an empty text"] if examples.empty else []
         notes += [f"{examples.truncated:,} cut to {config.max_length} tokens"] if examples.truncated else []
         say(f"{rows.source}: {len(examples):,} rows" + (f" ({', '.join(notes)})" if notes else ""))
-    if not buckets:
-        lengths = [e.lengths for e in (train, *held_out) if e is not None]
-        uses = np.repeat([config.epochs, *[config.epochs / 3] * (len(lengths) - 1)], [len(part) for part in lengths])
-        most, cost = (config.buckets, 0.0) if config.buckets else (8, compilation_in_tokens(model_config))
-        buckets = choose_buckets(np.concatenate(lengths), most=most, bucket_cost=cost, uses=uses)
     labeled = int((train.labels >= 0).sum())
     labeled_rows = 0
     if 0 < labeled < len(train) and (config.supervised_weight or any(name in LABEL_LOSSES for name in names)):
@@ -181,15 +175,28 @@ def with_labels(rows: Rows) -> Rows:
     return dataclasses.replace(rows, texts=[rows.texts[i] for i in chosen], pairs=pairs, labels=labels)
 
 
-def compilation_in_tokens(config: Config) -> float:
-    """About how many tokens could be trained on in the time that compiling a step for one more length takes.
+def buckets_for(config: TrainConfig, data: Data, stage: Stage) -> tuple[int, ...]:
+    """The lengths to pad rows to, so that padding and compiling cost least in this run, as it begins.
 
-    A layer compiles in about 0.8 s (measured on 2 cores; on a TPU host it is alike) and costs 6 operations a parameter
-    and token, of which a CPU of few cores makes about 3e11 a second, an accelerator 1e14.
+    Counted in passes of a token through a layer: 3 where it trains, 1 where it is frozen or only scored, and 1 in all
+    where the output of frozen layers is kept. A layer compiles in about 0.8 s (measured on 2 cores; on a TPU host it is
+    alike); a CPU of few cores makes about 3e11 operations a second, an accelerator 1e14, and a pass takes 2 a parameter.
     """
+    sizes = stage.model.config
+    frozen = stage.model.prefix_layers if stage.prefix else 0
+    trained = sizes.num_hidden_layers - frozen
+    once = 1 if config.prefix_cache != "off" and config.epochs > 1 else config.epochs
+    uses = [3 * config.epochs * trained + once * frozen, config.epochs * trained + once * frozen, sizes.num_hidden_layers]
+    parts = [(e.lengths, use) for e, use in zip((data.train, data.eval, data.test), uses, strict=True) if e is not None]
     speed = 3e11 if jax.default_backend() == "cpu" else 1e14 * jax.device_count()
-    layer = 4 * config.hidden_size**2 + 2 * config.hidden_size * config.intermediate_size
-    return 0.8 * speed / (6 * layer)
+    layer = 4 * sizes.hidden_size**2 + 2 * sizes.hidden_size * sizes.intermediate_size
+    compiling = 0.8 * sizes.num_hidden_layers * speed / (2 * layer)
+    return choose_buckets(
+        np.concatenate([lengths for lengths, _ in parts]),
+        most=config.buckets or 8,
+        bucket_cost=0.0 if config.buckets else compiling,
+        uses=np.repeat(np.array([use for _, use in parts], float), [len(lengths) for lengths, _ in parts]),
+    )
 
 
 def prepare_model(config: TrainConfig, data: Data) -> Pretrained:
@@ -272,6 +279,7 @@ def prepare(config: TrainConfig, say: Say, buckets: tuple[int, ...] = ()) -> Run
     per_epoch = data.steps_per_epoch(config.batch_size)
     terms = functools.partial(objective, config, data.vocabulary, labeled=bool(data.labels), steps=config.epochs * per_epoch)
     stages = stages_of(config, pretrained, terms, per_epoch)
+    data = data if data.buckets else dataclasses.replace(data, buckets=buckets_for(config, data, stages[0]))
     if new := new_heads(pretrained):
         say(f"Not in the checkpoint, initialised and trained: {', '.join(new)}")
     if (lora := pretrained.model.lora) is not None:

@@ -14,9 +14,11 @@ from ftjax.errors import InputError
 VALUES = {"bool": (bool, "true or false"), "int": (int, "a number"), "float": (float | int, "a number"), "str": (str, "a text")}
 """The type of a config's field -> what config.json may have for it, and what to call that."""
 
-Classifier = Literal["pooled", "first-token", "last-token"]
+Classifier = Literal["pooled", "first-token", "last-token", "mean"]
 """pooled: a dense layer, its activation and dropout on the first token, then the linear layer, as transformers' classes
-for encoders have it. first-token, last-token: dropout and a linear layer on that token's last hidden state."""
+for encoders have it. first-token, last-token: dropout and a linear layer on that token's last hidden state. mean: the
+same on the mean of the last hidden states over the tokens, scaled to the length √hidden: what encoders trained for
+sentence embeddings (Reimers and Gurevych, 2019, https://arxiv.org/abs/1908.10084) carry their meaning in."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Config:
     """Names in config.json -> fields here, where they differ; "" for what it has besides and does not mean."""
     parts: ClassVar[tuple[str, ...]] = ("encoder",)
     """Attributes of the body's parts in a model, also the first word of their parameters' names."""
-    classifiers: ClassVar[tuple[Classifier, ...]] = ("pooled", "first-token")
+    classifiers: ClassVar[tuple[Classifier, ...]] = ("pooled", "first-token", "mean")
     """The classification heads that the architecture knows, its own first."""
     pooling: ClassVar[Pooling] = Pooling()
     causal: ClassVar[bool] = False

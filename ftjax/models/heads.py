@@ -10,7 +10,7 @@ from flax import nnx
 
 from ftjax.models.body import Body, Classifier, Config
 from ftjax.models.decoder import Decoder, NextTokenHead
-from ftjax.models.layers import ACTIVATIONS, Dense, LayerNorm, dot
+from ftjax.models.layers import ACTIVATIONS, Dense, LayerNorm, dot, mean_pool
 from ftjax.random import dropout, fold_in
 
 BODY_SEED, POOLED_SEED, UNPOOLED_SEED = range(3)  # what `ftjax.random.fold_in` tells an example's uses of its seed apart by
@@ -36,6 +36,12 @@ class MaskedLMHead(nnx.Module):
         hidden = self.norm(self.activation(self.transform(hidden)))
         logits = dot("...h,vh->...v", hidden, embedding, self.dtype)
         return logits + jnp.broadcast_to(self.bias[...].astype(logits.dtype), logits.shape)
+
+
+def average(hidden: jax.Array, attention_mask: jax.Array) -> jax.Array:
+    """Mean over the tokens with mask 1, scaled to the length √hidden: float32 (batch, length, hidden) to (batch, hidden)."""
+    mean = mean_pool(hidden, attention_mask)
+    return mean * jax.lax.rsqrt(jnp.maximum((mean * mean).mean(-1, keepdims=True), 1e-12))
 
 
 class TextModel(nnx.Module):
@@ -65,7 +71,7 @@ class TextModel(nnx.Module):
         if causal_lm:
             self.lm_head = NextTokenHead(config, dtype)
         self.causal_lm, self.scan = causal_lm, scan
-        self.pooled, self.pooling = classifier == "pooled", config.pooling
+        self.pooled, self.pooling, self.averaged = classifier == "pooled", config.pooling, classifier == "mean"
         self.dropout_rate = config.head_dropout
 
     @property
@@ -92,7 +98,7 @@ class TextModel(nnx.Module):
             `prefix` is the output of as many layers as lead the list `frozen` (see `ftjax.models.Model.prefix_layers`).
         seeds: uint32 (batch,) for dropout; None: the result is deterministic. frozen: for the embeddings and every
             layer, whether its dropout is off in any case.
-        readout: the last layer's output is that of the position that a classifier reads, (batch, 1, hidden).
+        readout: the last one is what a classifier reads, (batch, 1, hidden): one position, or with `mean` their average.
         """
         body, layers = self.body, len(self.body.layers)
         whole, stop = stop is None, layers if stop is None else stop
@@ -102,13 +108,16 @@ class TextModel(nnx.Module):
         start = leading(frozen) if "prefix" in batch else 0
         states = [batch["prefix"] if "prefix" in batch else body.embed(batch, by_stage[0])]
         context = body.context(batch) if start < stop else None
-        alone = stop - 1 if readout and stop == layers else stop  # the last layer, where only one position is read
+        single = readout and not self.averaged and stop == layers  # of the last layer only one position is read
+        alone = stop - 1 if single else stop
         if self.scan and isinstance(body, Decoder) and start < alone:
             states.append(body.scan(range(start, alone), states[-1], context, by_stage[start + 1 : alone + 1]))
             start = alone
         for number in range(start, stop):
-            only = readout and number == layers - 1
+            only = single and number == layers - 1
             states.append(body.layer(number, states[-1], context, by_stage[number + 1], readout=only))
+        if readout and self.averaged and start < stop == layers:
+            states[-1] = average(states[-1], batch["attention_mask"])[:, None]
         if whole:
             states[-1] = body.finish(states[-1])
         return states

@@ -231,3 +231,9 @@ def attention_weights(
     """Products of queries and keys, float32 (batch, heads, queries, keys), to the weights of the values: same shape."""
     weights = jax.nn.softmax(scores * head_size**-0.5 + jnp.broadcast_to(bias, scores.shape), axis=-1)
     return dropout(weights, dropout_rate, seeds)
+
+
+def mean_pool(hidden: jax.Array, attention_mask: jax.Array) -> jax.Array:
+    """Mean over the tokens with mask 1: hidden float32 (batch, length, hidden) to (batch, hidden), 0 where there is none."""
+    weight = attention_mask.astype(hidden.dtype)[..., None]
+    return (weight * hidden).sum(1) / jnp.maximum(weight.sum(1), 1.0)

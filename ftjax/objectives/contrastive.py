@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from ftjax.models import Model, Params
-from ftjax.models.layers import dot
+from ftjax.models.layers import dot, mean_pool
 from ftjax.objectives import NO_LABEL, Average, Batch
 from ftjax.objectives.classification import cross_entropy
 from ftjax.random import fold_in
@@ -23,12 +23,6 @@ Pooling = Literal["mean", "first-token"]
 """A row's embedding: the mean of its last hidden states over the attention mask, or the first one."""
 
 FIRST_SEED, SECOND_SEED = range(2)  # an example's uses of its seed
-
-
-def mean_pool(hidden: jax.Array, attention_mask: jax.Array) -> jax.Array:
-    """Mean over the tokens with mask 1: hidden float32 (batch, length, hidden) to (batch, hidden), 0 where there is none."""
-    weight = attention_mask.astype(hidden.dtype)[..., None]
-    return (weight * hidden).sum(1) / jnp.maximum(weight.sum(1), 1.0)
 
 
 def embeddings(model: Model, params: Params, batch: Batch, seeds: jax.Array | None, pooling: Pooling) -> jax.Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,26 @@ import numpy as np
 from ftjax import machine, rundir
 from ftjax.config import TrainConfig
 from ftjax.data.files import Rows, read_file
+from ftjax.data.tokenize import load_tokenizer
 from ftjax.errors import InputError
-from ftjax.evaluation import classification_metrics, softmax
+from ftjax.evaluation import classification_metrics, predict_step, softmax
 from ftjax.inference import TextClassifier
 from ftjax.loop import fit
-from ftjax.pretrained import load_pretrained
+from ftjax.pretrained import load_pretrained, save_pretrained
 from ftjax.pretrained.hub import model_directory
 from ftjax.pretrained.load import read_config
 from ftjax.terminal import Terminal
 from ftjax.zero_shot.config import TEMPLATES, ZeroShotConfig
-from ftjax.zero_shot.scores import Calibration, cloze_scores, likelihood_scores, similarity_scores, surest
+from ftjax.zero_shot.scores import (
+    Calibration,
+    calibrated,
+    cloze_scores,
+    described,
+    likelihood_scores,
+    per_row,
+    surest,
+    tokenised,
+)
 
 HELD_OUT = 10  # of so many pseudo-labelled texts one is held out, to choose the epoch by
 
@@ -34,7 +45,7 @@ def classify(config: ZeroShotConfig, terminal: Terminal) -> list[dict[str, Any]]
     """
     config.check()
     if config.text:
-        labels, scores = tuple(config.descriptions()), class_scores(config, config.text)
+        labels, scores = tuple(config.descriptions()), of_descriptions(config, config.text, None)
         return [
             {"text": text, "prediction": labels[int(row.argmax())], "scores": dict(zip(labels, map(float, row), strict=True))}
             for text, row in zip(config.text, softmax(scores), strict=True)
@@ -43,39 +54,35 @@ def classify(config: ZeroShotConfig, terminal: Terminal) -> list[dict[str, Any]]
     if config.output.exists() and (not config.output.is_dir() or any(config.output.iterdir())):
         raise InputError(f"--output {config.output}: not empty; choose another directory.")
     start = time.perf_counter()
-    test = None if config.test_file is None else read_file(config.test_file, text_column=config.text_column, label_column=None)
-    unlabeled = None
-    if config.unlabeled_file is not None:
-        unlabeled = read_file(config.unlabeled_file, text_column=config.text_column, label_column=None)
-    parts = [rows for rows in (test, unlabeled) if rows is not None]
-    scores = class_scores(config, [text for rows in parts for text in rows.texts])
-    of_test = scores[: len(test.texts)] if test is not None else None
-    of_unlabeled = scores[-len(unlabeled.texts) :] if unlabeled is not None else None
-    if config.calibration == "texts":
-        calibrate = Calibration.of(of_unlabeled if of_unlabeled is not None else scores)
-        of_test, of_unlabeled = (part if part is None else calibrate(part) for part in (of_test, of_unlabeled))
+    test, unlabeled = (
+        None if path is None else read_file(path, text_column=config.text_column, label_column=None)
+        for path in (config.test_file, config.unlabeled_file)
+    )
+    learnt_from = unlabeled or test
+    assert learnt_from is not None
+    both = [*learnt_from.texts, *(test.texts if test is not None and unlabeled is not None else ())]
+    scores = of_descriptions(config, both, len(learnt_from.texts))
+    of_unlabeled, of_test = scores[: len(learnt_from.texts)], scores[-len(test.texts) :] if test is not None else None
+    result: dict[str, Any] = {"labels": list(config.descriptions()), "how": how(config), "rounds": []}
     config.output.mkdir(parents=True, exist_ok=True)
-    result: dict[str, Any] = {"labels": list(config.descriptions()), "how": how(config)}
     if test is not None and of_test is not None:
-        result["descriptions"] = score(config, test, of_test, config.output / "predictions.jsonl")
-        terminal.say(line("Descriptions alone", result["descriptions"]))
-    if config.adapt and unlabeled is not None and of_unlabeled is not None:
-        result["rounds"] = []
-        for number, share in enumerate(config.confident_share, start=1):
-            terminal.say(f"\nRound {number}: the surest {share:.0%} of {len(unlabeled.texts):,} texts become labels")
-            directory = config.output / f"round-{number}"
-            run = train_round(config, unlabeled, of_unlabeled, share, directory, terminal)
-            model = TextClassifier.load(
-                directory / "model", max_length=config.max_length, batch_size=config.batch_size, precision=config.precision
-            )
-            of_unlabeled = ordered(model, config, unlabeled)
-            result["rounds"].append({"share": share, "agreement": run["eval"]["accuracy"], "seconds": run["train_seconds"]})
-            if test is not None:
-                found = score(config, test, ordered(model, config, test), config.output / "predictions.jsonl")
-                result["rounds"][-1] |= found
-                terminal.say(line(f"After round {number}", found))
-        result["model"] = str(directory / "model")
-        terminal.say(f"\nModel: {directory / 'model'} (ftjax predict --model ...; loads in transformers)")
+        result["rounds"].append({"share": 0.0, **score(config, test, of_test)})
+        terminal.say(line("Descriptions alone", result["rounds"][-1]))
+    for number, share in enumerate(config.confident_share if config.adapt else (), start=1):
+        terminal.say(f"\nRound {number}: the surest {share:.0%} of {len(learnt_from.texts):,} texts become labels")
+        run = train_round(config, learnt_from, of_unlabeled, share, number, terminal)
+        model = TextClassifier.load(
+            model_of(config, number), max_length=config.max_length, batch_size=config.batch_size, precision=config.precision
+        )
+        of_unlabeled = ordered(model, config, learnt_from)
+        result["rounds"].append({"share": share, "agreement": run["eval"]["accuracy"], "seconds": run["train_seconds"]})
+        if test is not None:
+            result["rounds"][-1] |= score(config, test, ordered(model, config, test))
+            terminal.say(line(f"After round {number}", result["rounds"][-1]))
+    last = model_of(config, len(config.confident_share) if config.adapt else 0)
+    if last.is_dir():
+        result["model"] = str(last)
+        terminal.say(f"\nModel: {last}; use it with: ftjax predict --model {last} TEXT")
     result |= {"seconds": time.perf_counter() - start, "peak_memory_bytes": machine.peak_memory_bytes()}
     rundir.write_json(config.output / "result.json", result)
     return json.loads((config.output / "result.json").read_text(encoding="utf-8"))
@@ -91,26 +98,54 @@ def how(config: ZeroShotConfig) -> str:
     return chosen
 
 
-def class_scores(config: ZeroShotConfig, texts: list[str] | tuple[str, ...]) -> np.ndarray:
-    """Scores float32 (texts, classes) by the descriptions alone."""
+def model_of(config: ZeroShotConfig, number: int) -> Path:
+    """The classifier after a round; after round 0, the one made of the descriptions."""
+    assert config.output is not None
+    return config.output / f"round-{number}" / "model"
+
+
+def of_descriptions(config: ZeroShotConfig, texts: Sequence[str], calibrate_on: int | None) -> np.ndarray:
+    """Scores float32 (texts, classes) by the descriptions alone.
+
+    calibrate_on: as many of the texts, the first ones, calibrate the scores if the settings ask for it. With similarity
+    the classifier that gives these scores is saved as the model of round 0; it is not where `calibrate_on` is None.
+    """
     chosen, descriptions = how(config), config.descriptions()
     sizes = {"max_length": config.max_length, "batch_size": config.batch_size}
+    labels = tuple(descriptions) if chosen == "similarity" else ()
     pretrained = load_pretrained(
-        config.model, labels=(), masked_lm=chosen == "cloze", causal_lm=chosen == "likelihood", precision=config.precision
+        config.model,
+        labels=labels,
+        classifier="mean" if labels else None,
+        masked_lm=chosen == "cloze",
+        causal_lm=chosen == "likelihood",
+        precision=config.precision,
     )
-    longest = pretrained.model.config.max_length
+    longest = pretrained.model.config.max_position_embeddings
     if config.max_length > longest:
         raise InputError(f"--max-length {config.max_length} is longer than the model's {longest} positions.")
     if chosen == "similarity":
-        return similarity_scores(pretrained, descriptions, texts, **sizes)
-    score_words = cloze_scores if chosen == "cloze" else likelihood_scores
-    return score_words(pretrained, descriptions, texts, template=config.template or TEMPLATES[chosen], **sizes)
+        pretrained = described(pretrained, descriptions, **sizes)
+        tokenizer = load_tokenizer(pretrained.directory)
+        rows = tokenised(texts, tokenizer, config.max_length, "texts")
+        step = predict_step(pretrained.model)
+        scores = per_row(step, pretrained, rows, config.batch_size, tokenizer.pad_token_id or 0)
+    else:
+        score_texts = cloze_scores if chosen == "cloze" else likelihood_scores
+        scores = score_texts(pretrained, descriptions, texts, template=config.template or TEMPLATES[chosen], **sizes)
+    if calibrate_on is None:
+        return scores
+    calibration = Calibration.of(scores[:calibrate_on]) if config.calibration == "texts" else None
+    if chosen == "similarity":
+        first = calibrated(pretrained, calibration) if calibration else pretrained
+        save_pretrained(first, first.params, model_of(config, 0))
+    return calibration(scores) if calibration else scores
 
 
 def train_round(
-    config: ZeroShotConfig, unlabeled: Rows, scores: np.ndarray, share: float, directory: Path, terminal: Terminal
+    config: ZeroShotConfig, unlabeled: Rows, scores: np.ndarray, share: float, number: int, terminal: Terminal
 ) -> dict[str, Any]:
-    """Train the model as it came on the texts that the scores are surest about; what its result.json holds.
+    """Train the model of round 0 (else the one given) on the texts that the scores are surest about; its result.json.
 
     Of every ten of them one is held out. The epoch that agrees best with those is chosen: no label was needed for it.
     """
@@ -124,7 +159,8 @@ def train_round(
         )
     held_out = rows[: len(rows) // HELD_OUT]
     sets = {"train": rows[len(held_out) :], "eval": held_out, "rest": np.flatnonzero(chosen < 0)}
-    data = config.output / f"{directory.name}-data"  # type: ignore[operator]
+    directory = model_of(config, number).parent
+    data = directory.with_name(f"{directory.name}-data")
     data.mkdir()
     for name, numbers in sets.items():
         with (data / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
@@ -133,7 +169,7 @@ def train_round(
             writer.writerows((unlabeled.texts[i], labels[chosen[i]] if chosen[i] >= 0 else "") for i in numbers)
     others = bool(config.self_supervised_loss) and len(sets["rest"]) > 0
     run = TrainConfig(
-        model=config.model,
+        model=str(first) if (first := model_of(config, 0)).is_dir() else config.model,
         output=directory,
         train_file=data / "train.csv",
         eval_file=data / "eval.csv",
@@ -166,12 +202,12 @@ def ordered(model: TextClassifier, config: ZeroShotConfig, rows: Rows) -> np.nda
     return logits[:, [model.labels.index(label) for label in config.descriptions()]]
 
 
-def score(config: ZeroShotConfig, rows: Rows, scores: np.ndarray, path: Path) -> dict[str, float]:
+def score(config: ZeroShotConfig, rows: Rows, scores: np.ndarray) -> dict[str, float]:
     """Write predictions; then, and only then, read the file's labels, if there are any, and say how good they are."""
-    labels = list(config.descriptions())
+    assert config.test_file is not None and config.output is not None
+    labels, path = list(config.descriptions()), config.output / "predictions.jsonl"
     none = np.full(len(scores), -1)
     rundir.write_predictions(path, rows.texts, none, softmax(scores), labels)
-    assert config.test_file is not None
     given = read_file(config.test_file, text_column=config.text_column, label_column=config.label_column).labels
     if not given or not any(given):
         return {}
@@ -185,4 +221,5 @@ def score(config: ZeroShotConfig, rows: Rows, scores: np.ndarray, path: Path) ->
 
 def line(what: str, scores: dict[str, float]) -> str:
     """One line of scores."""
-    return f"{what}: " + ("  ".join(f"{name} {value:.4f}" for name, value in scores.items()) or "written (no labels to score)")
+    found = [f"{name} {scores[name]:.4f}" for name in ("accuracy", "macro_f1", "matthews", "loss") if name in scores]
+    return f"{what}: " + ("  ".join(found) or "predictions written; the file has no labels to score them by")

@@ -26,14 +26,33 @@ from ftjax.errors import InputError
 from ftjax.likelihood import continuation_logprobs
 from ftjax.models import Model, Params
 from ftjax.objectives import Batch
-from ftjax.objectives.contrastive import embeddings
 from ftjax.parallel import Compiled, data_mesh, replicate
 from ftjax.pretrained import Pretrained
 from ftjax.zero_shot.config import GAP, Descriptions
 
 Step = Callable[[Params, Batch], jax.Array]
-COSINE_SCALE = 20.0
-"""Cosines times this are logits: the temperature 0.05 with which such embeddings are trained (Gao et al., 2021)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """Mean and spread of every class's scores over texts without labels, both (classes,).
+
+    Models favour some classes whatever the text says (Zhao et al., 2021, https://arxiv.org/abs/2102.09690; Holtzman et al.,
+    2021, https://arxiv.org/abs/2104.08315, subtract what a class gets without its text). Over many texts that is each
+    class's mean, if the classes are about equally frequent.
+    """
+
+    mean: np.ndarray
+    spread: np.ndarray
+
+    @classmethod
+    def of(cls, scores: np.ndarray) -> Calibration:
+        """From the scores (texts, classes) of texts."""
+        return cls(scores.mean(0), np.maximum(scores.std(0), 1e-9))
+
+    def __call__(self, scores: np.ndarray) -> np.ndarray:
+        """Scores (texts, classes) with mean 0 in every class and the classes' own mean spread in each."""
+        return (scores - self.mean) / self.spread * self.spread.mean()
 
 
 def per_row(step: Step, pretrained: Pretrained, examples: Examples, batch_size: int, pad_token_id: int) -> np.ndarray:
@@ -47,16 +66,6 @@ def per_row(step: Step, pretrained: Pretrained, examples: Examples, batch_size: 
         numbers.append(batch["example_ids"][real])
         found.append(np.asarray(program(params, batch))[real])
     return np.concatenate(found)[np.argsort(np.concatenate(numbers))]
-
-
-def embedding_step(model: Model) -> Step:
-    """Mean-pooled last hidden states of unit length, float32 (batch, hidden), dropout off."""
-
-    def step(params: Params, batch: Batch) -> jax.Array:
-        rows = embeddings(model, params, batch, None, "mean")
-        return rows * jax.lax.rsqrt(jnp.maximum((rows * rows).sum(-1, keepdims=True), 1e-12))
-
-    return step
 
 
 def gap_step(model: Model, mask_token_id: int, words: tuple[int, ...]) -> Step:
@@ -77,28 +86,39 @@ def tokenised(texts: Sequence[str], tokenizer: Any, max_length: int, what: str) 
     return encode(Rows(list(texts), None, None, what), tokenizer, (), max_length)
 
 
-def similarity_scores(
-    pretrained: Pretrained, descriptions: Descriptions, texts: Sequence[str], *, max_length: int, batch_size: int
-) -> np.ndarray:
-    """Cosine of each text with the mean embedding of each class's descriptions, times `COSINE_SCALE`.
+def described(pretrained: Pretrained, descriptions: Descriptions, *, max_length: int, batch_size: int) -> Pretrained:
+    """The model whose classifier is the descriptions: a class's weights are the mean embedding of its texts, at length 1.
 
-    InputError for a description of which the tokenizer knows nothing.
+    The head is "mean" (see `ftjax.models.body.Classifier`), so logits are √hidden times the cosine of text and class, a
+    temperature of about 0.05 as in contrastive training. It can be saved, used and trained as any other classifier.
+    pretrained: with such a head for these classes. InputError for a description of which the tokenizer knows nothing.
     """
     tokenizer = load_tokenizer(pretrained.directory)
-    pad = tokenizer.pad_token_id or 0
-    every = [text for described in descriptions.values() for text in described]
+    every = [text for texts in descriptions.values() for text in texts]
     examples = tokenised(every, tokenizer, max_length, "descriptions")
     nothing = np.isin(examples.tokens, [*tokenizer.all_special_ids])
     for text, start, end in zip(every, examples.starts, examples.starts[1:], strict=False):
         if nothing[start:end].all():
             raise InputError(f"The description {text!r} has no token that the model knows; describe the label otherwise.")
-    step = embedding_step(pretrained.model)
-    vectors = per_row(step, pretrained, examples, batch_size, pad)
-    owner = np.repeat(np.arange(len(descriptions)), [len(described) for described in descriptions.values()])
+
+    def embedding(params: Params, batch: Batch) -> jax.Array:
+        return pretrained.model.bind(params).hidden_states(batch, readout=True)[-1][:, 0]
+
+    vectors = per_row(embedding, pretrained, examples, batch_size, tokenizer.pad_token_id or 0)
+    owner = np.repeat(np.arange(len(descriptions)), [len(texts) for texts in descriptions.values()])
     centres = np.stack([vectors[owner == number].mean(0) for number in range(len(descriptions))])
     centres /= np.linalg.norm(centres, axis=1, keepdims=True)
-    rows = per_row(step, pretrained, tokenised(texts, tokenizer, max_length, "texts"), batch_size, pad)
-    return COSINE_SCALE * rows @ centres.T
+    head = {"classifier.kernel": jnp.asarray(centres.T), "classifier.bias": jnp.zeros(len(descriptions))}
+    return dataclasses.replace(pretrained, params={**pretrained.params, **head})
+
+
+def calibrated(pretrained: Pretrained, calibration: Calibration) -> Pretrained:
+    """The model whose logits are the calibrated ones: calibration is part of the classifier's weights."""
+    factor = calibration.spread.mean() / calibration.spread
+    kernel, bias = (np.asarray(pretrained.params[f"classifier.{name}"]) for name in ("kernel", "bias"))
+    head = {"classifier.kernel": kernel * factor, "classifier.bias": (bias - calibration.mean) * factor}
+    params = {name: jnp.asarray(value, jnp.float32) for name, value in head.items()}
+    return dataclasses.replace(pretrained, params={**pretrained.params, **params})
 
 
 def cloze_scores(
@@ -184,28 +204,6 @@ def fill(template: str, text: str, label: str, tokenizer: Any, max_length: int) 
     if len(encoded["input_ids"]) > max(room, 0):
         text = text[: encoded["offset_mapping"][room - 1][1]] if room > 0 else ""
     return template.replace("{text}", text).replace(GAP, label)
-
-
-@dataclasses.dataclass(frozen=True)
-class Calibration:
-    """Mean and spread of every class's scores over texts without labels, both (classes,).
-
-    Models favour some classes whatever the text says (Zhao et al., 2021, https://arxiv.org/abs/2102.09690; Holtzman et al.,
-    2021, https://arxiv.org/abs/2104.08315, subtract what a class gets without its text). Over many texts that is each
-    class's mean, if the classes are about equally frequent.
-    """
-
-    mean: np.ndarray
-    spread: np.ndarray
-
-    @classmethod
-    def of(cls, scores: np.ndarray) -> Calibration:
-        """From the scores (texts, classes) of texts."""
-        return cls(scores.mean(0), np.maximum(scores.std(0), 1e-9))
-
-    def __call__(self, scores: np.ndarray) -> np.ndarray:
-        """Scores (texts, classes) with mean 0 in every class and the classes' own mean spread in each."""
-        return (scores - self.mean) / self.spread * self.spread.mean()
 
 
 def surest(scores: np.ndarray, share: float) -> np.ndarray:
