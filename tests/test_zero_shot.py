@@ -3,20 +3,33 @@
 import csv
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import run_command
+from decoders import FAMILIES, write_decoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from test_generate import write_tokenizer
 
 from ftjax.data.tokenize import load_tokenizer
 from ftjax.errors import InputError
 from ftjax.evaluation import predict_step
 from ftjax.pretrained import load_pretrained
 from ftjax.zero_shot.config import ZeroShotConfig
-from ftjax.zero_shot.scores import Calibration, calibrated, cloze_scores, described, fill, per_row, surest, tokenised
+from ftjax.zero_shot.scores import (
+    Calibration,
+    calibrated,
+    cloze_scores,
+    described,
+    fill,
+    likelihood_scores,
+    per_row,
+    surest,
+    tokenised,
+)
 
 TEXTS = ("a fine film", "a terrible bore, far too long", "the plot")
 
@@ -48,6 +61,32 @@ def test_the_classifier_made_of_descriptions_is_the_cosine_with_their_mean(tiny_
     moved = calibrated(model, calibration)
     again = per_row(predict_step(moved.model), moved, tokenised(TEXTS, tokenizer, 32, "texts"), 2, 0)
     np.testing.assert_allclose(again, calibration(found), rtol=1e-3, atol=1e-4)
+
+
+def test_likelihood_is_the_log_probability_of_the_words_after_the_text(tmp_path):
+    write_decoder(tmp_path, FAMILIES["gpt2"])
+    write_tokenizer(tmp_path)
+    pretrained, tokenizer = load_pretrained(tmp_path, labels=(), causal_lm=True), load_tokenizer(tmp_path)
+    descriptions, template = {"good": ("fine", "a joy"), "bad": ("poor",)}, "{text} is {label}"
+    sizes = {"max_length": 32, "batch_size": 2}
+    found = likelihood_scores(pretrained, descriptions, TEXTS, template=template, **sizes)
+    module, columns = pretrained.model.bind(pretrained.params), []
+    for every in descriptions.values():
+        columns.append(0.0)
+        for words in every:
+            start, end = (tokenizer(s)["input_ids"] for s in (f"{TEXTS[0]} is", f" {words}"))
+            ids = jnp.asarray([start + end], jnp.int32)
+            hidden = module.hidden_states({"input_ids": ids, "attention_mask": jnp.ones_like(ids)})[-1]
+            predicted = np.asarray(jax.nn.log_softmax(module.vocabulary_logits(hidden)[0]))[len(start) - 1 : -1]
+            columns[-1] += predicted[np.arange(len(end)), end].sum() / len(every)
+    np.testing.assert_allclose(found[0], columns, rtol=1e-4)
+    with pytest.raises(InputError, match=r"must end with \{label\}"):
+        likelihood_scores(pretrained, descriptions, TEXTS, template="{label}: {text}", **sizes)
+    done = run_command(
+        "zero-shot", "--model", tmp_path, "--labels", "fine,poor", "--max-length", "32", "--calibration", "none", *TEXTS
+    )
+    assert done.returncode == 0, done.stderr
+    assert [set(json.loads(line)["scores"]) for line in done.stdout.splitlines()] == [{"fine", "poor"}] * 3
 
 
 def test_cloze_is_the_words_log_probability_in_the_gap(tiny_mlm):

@@ -40,6 +40,8 @@ class PostNormConfig(Config):
             raise InputError(
                 f"{source}: hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}."
             )
+        if self.token_types < 0:
+            raise InputError(f"{source}: type_vocab_size must not be negative.")
         self.only(
             config, source, position_embedding_type="absolute", is_decoder=False, add_cross_attention=False, pruned_heads={}
         )

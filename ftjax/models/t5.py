@@ -94,6 +94,8 @@ class T5Config(Config):
             is_decoder=False,
             pruned_heads={},
         )
+        if self.head_size < 1:
+            raise InputError(f"{source}: d_kv must be positive.")
         buckets, furthest = self.relative_attention_num_buckets, self.relative_attention_max_distance
         if not 4 <= buckets < 2 * furthest:
             raise InputError(

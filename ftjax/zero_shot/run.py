@@ -121,7 +121,7 @@ def of_descriptions(config: ZeroShotConfig, texts: Sequence[str], calibrate_on: 
         causal_lm=chosen == "likelihood",
         precision=config.precision,
     )
-    longest = pretrained.model.config.max_position_embeddings
+    longest = pretrained.model.config.max_length
     if config.max_length > longest:
         raise InputError(f"--max-length {config.max_length} is longer than the model's {longest} positions.")
     if chosen == "similarity":

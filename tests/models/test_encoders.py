@@ -185,12 +185,15 @@ def test_what_would_change_the_result_unnoticed_is_refused(tmp_path):
         act = "activation" if model_type == "distilbert" else "hidden_act"
         changes = [
             ({act: "swish2"}, ("unknown activation", "swish2")),
+            ({act: ["gelu"]}, (f"{act} is ['gelu'], not a text",)),
+            ({"max_position_embeddings": -1}, ("max_position_embeddings must be positive",)),
             ({"is_decoder": True}, ("is_decoder",)),
             ({"position_embedding_type": "relative_key"}, ("relative_key",)),
             ({"pruned_heads": {"0": [1]}}, ("pruned_heads",)),
         ]
         changes += {
             "mpnet": [({"relative_attention_num_buckets": 16}, ("relative_attention_num_buckets", "only 32"))],
+            "bert": [({"type_vocab_size": -1}, ("type_vocab_size must not be negative",))],
             "roberta": [({"pad_token_id": None}, ("pad_token_id",))],
             "electra": [({"embedding_size": 0}, ("embedding_size",)), ({"embedding_size": 20}, ("wrongly shaped",))],
             "distilbert": [({"dim": "x"}, ("dim is 'x'",))],
