@@ -18,8 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import reviews
+import zero_labels
 
-HERE = Path(__file__).resolve().parent
 TRAIN = ("--batch-size", "32", "--precision", "bfloat16", "--warmup-steps", "10")
 
 
@@ -30,7 +30,7 @@ def epochs(labels: int) -> int:
 
 def full(labels: int, start: Path) -> tuple[object, ...]:
     """The labelled rows alone, transformers' head: what everybody does first."""
-    return ("--model", reviews.model_dir(), "--method", "full", "--learning-rate", "5e-5", "--epochs", epochs(labels))
+    return ("--model", start, "--method", "full", "--learning-rate", "5e-5", "--epochs", epochs(labels))
 
 
 def mean(labels: int, start: Path) -> tuple[object, ...]:
@@ -41,7 +41,7 @@ def mean(labels: int, start: Path) -> tuple[object, ...]:
 def pairs(labels: int, start: Path) -> tuple[object, ...]:
     """SetFit: first pairs of equal and different labels, then a head on the embeddings."""
     return (
-        *("--model", reviews.model_dir(), "--method", "partial", "--train-parameters", "head", "--classifier", "mean"),
+        *("--model", start, "--method", "partial", "--train-parameters", "head", "--classifier", "mean"),
         *("--learning-rate", "1e-2", "--epochs", "10", "--adapt-epochs", epochs(labels), "--adapt-loss", "label-pairs"),
         *("--adapt-learning-rate", "2e-5"),
     )
@@ -76,38 +76,20 @@ def ftjax(*arguments: object) -> None:
     subprocess.run([sys.executable, "-m", "ftjax.cli", *map(str, arguments)], check=True)
 
 
-def zero(seed: int, files: dict[str, Path], output: Path) -> Path:
-    """The directory of the run without labels, from which others start; see `zero_labels.py`."""
-    directory = output / f"zero-seed{seed}"
-    if not (directory / "result.json").exists():
-        ftjax(
-            *("zero-shot", "--model", reviews.model_dir(), "--unlabeled-file", files["train"], "--test-file", files["test"]),
-            *("--descriptions-file", HERE / "descriptions" / "twenty-five.json", "--adapt", "--seed", seed),
-            *("--precision", "bfloat16", "--output", directory),
-        )
-    return directory
-
-
 def run(method: str, labels: int, seed: int, files: dict[str, Path], output: Path) -> float:
     """Test accuracy of one run."""
-    start = zero(seed, files, output) if method in ("descriptions", "self-training") else Path()
+    start = zero_labels.minilm("twenty-five", seed, files, output) if method in ("descriptions", "self-training") else {}
     if labels == 0:
-        return json.loads((start / "result.json").read_text(encoding="utf-8"))["rounds"][-1]["accuracy"]
+        return start["rounds"][-1]["accuracy"]
     directory = output / f"{method}-{labels}-seed{seed}"
     if not (directory / "result.json").exists():
-        model = Path(json.loads((start / "result.json").read_text(encoding="utf-8"))["model"]) if start != Path() else start
+        model = Path(start["model"]) if start else reviews.model_dir()
         few = ("--labels-per-class", labels // 2) if labels < max(LABELS) else ()
         ftjax(
             *("train", *METHODS[method](labels, model), *few, "--train-file", files["train"], "--test-file", files["test"]),
             *("--seed", seed, *TRAIN, "--output", directory, "--resume"),
         )
     return json.loads((directory / "result.json").read_text(encoding="utf-8"))["test"]["accuracy"]
-
-
-def spread(values: list[float]) -> str:
-    """Mean, standard deviation and number of seeds."""
-    deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.3f}{deviation} ({len(values)})"
 
 
 def plot(found: dict[str, dict[int, list[float]]], path: Path) -> None:
@@ -153,7 +135,7 @@ if __name__ == "__main__":
             found.setdefault(method, {})[labels] = [run(method, labels, s, files, options.output) for s in options.seeds]
     columns = list(options.labels)
     lines = [["method", *map(str, columns)], ["---"] * (len(columns) + 1)]
-    lines += [[m, *(spread(by[n]) if n in by else "–" for n in columns)] for m, by in found.items()]
+    lines += [[m, *(zero_labels.spread(by[n]) if n in by else "–" for n in columns)] for m, by in found.items()]
     table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
     (options.output / "table.md").write_text(table + "\n", encoding="utf-8")
     plot(found, options.output / "accuracy-labels.svg")

