@@ -7,22 +7,23 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from ftjax.config import TrainConfig
 from ftjax.data.batches import choose_buckets
 from ftjax.data.files import Rows, read_dataset, read_file
 from ftjax.data.tokenize import Examples, encode, join, label_names, load_tokenizer
 from ftjax.errors import InputError
-from ftjax.models import BertConfig, Model
+from ftjax.models import BertConfig, Model, Params
 from ftjax.objectives import Objective, Term
 from ftjax.objectives.classification import Classification
 from ftjax.objectives.masked_lm import MaskedLM
 from ftjax.optimizer import carry_over
-from ftjax.parallel import check_batch_size, data_mesh, replicate
+from ftjax.parallel import Compiled, check_batch_size, data_mesh, data_parallel, place
 from ftjax.pretrained.hub import model_directory
 from ftjax.pretrained.load import Pretrained, load_pretrained, read_config, saved_labels
 from ftjax.stages import Stage, choose_lora, memory, new_heads, stages_of
-from ftjax.step import TrainState, create_state
+from ftjax.step import TrainState, create_state, update
 
 Say = Callable[[str], None]
 
@@ -181,11 +182,11 @@ class Run:
         """Number of the stage whose state a checkpoint of this step holds; at a boundary, of the one that ends there."""
         return max(i for i, stage in enumerate(self.stages) if i == 0 or stage.from_step < step)
 
-    def state_of(self, number: int, before: TrainState | None = None) -> TrainState:
-        """The state at the beginning of a stage; what trained before it goes on from the state `before`."""
-        stage, learnt = self.stages[number], {} if before is None else before.trainable
-        state = create_state(
-            {**self.pretrained.params, **learnt},
+    def new_state(self, number: int, params: Params) -> TrainState:
+        """The state of a stage before its first step, from the values of all parameters. Traceable."""
+        stage = self.stages[number]
+        return create_state(
+            params,
             stage.labels,
             stage.objective,
             stage.optimizer,
@@ -193,10 +194,25 @@ class Run:
             microbatches=self.config.gradient_accumulation,
             precision=self.config.precision,
         )
+
+    def state_of(self, number: int, before: TrainState | None = None) -> TrainState:
+        """The state at the beginning of a stage; what trained before it goes on from the state `before`."""
+        learnt = {} if before is None else before.trainable
+        state = self.new_state(number, {**self.pretrained.params, **learnt})
         if before is not None:
             optimizer_state = carry_over(before.optimizer_state, state.optimizer_state)
             state = dataclasses.replace(state, step=before.step, key=before.key, optimizer_state=optimizer_state)
-        return replicate(state, data_mesh())
+        return place(state, data_mesh(), zero1=self.zero1)
+
+    @property
+    def zero1(self) -> bool:
+        """Whether each device keeps and updates a part of what trains."""
+        return self.config.sharding == "zero1"
+
+    def train_program(self, mesh: Mesh) -> Compiled:
+        """The training step of every stage, (state without frozen parameters, those, batch) -> (state, metrics)."""
+        step = data_parallel(update, mesh, zero1=self.zero1, dtype=self.config.precision)
+        return Compiled(step, mesh, donate=True)
 
 
 def prepare(config: TrainConfig, say: Say, buckets: tuple[int, ...] = ()) -> Run:
@@ -207,8 +223,13 @@ def prepare(config: TrainConfig, say: Say, buckets: tuple[int, ...] = ()) -> Run
     config.check()
     check_batch_size(config.batch_size, config.gradient_accumulation, data_mesh())
     data = prepare_data(config, say, buckets)
+    return assemble(config, data, prepare_model(config, data), say)
+
+
+def assemble(config: TrainConfig, data: Data, pretrained: Pretrained, say: Say) -> Run:
+    """The run of a model on data: what trains when, towards what. Parameters may be shapes without values."""
     pretrained = choose_lora(
-        prepare_model(config, data),
+        pretrained,
         [spec for _, spec in config.stages],
         alpha=config.lora_alpha,
         targets=config.lora_targets,

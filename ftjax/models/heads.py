@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Literal
 
@@ -65,6 +66,7 @@ class TextModel(nnx.Module):
         rate = config.classifier_dropout
         self.pooled = classifier == "pooled"
         self.dropout_rate = config.hidden_dropout_prob if rate is None else rate
+        self.remat = False
 
     def hidden_states(
         self,
@@ -81,6 +83,7 @@ class TextModel(nnx.Module):
             `prefix` is the output of as many layers as lead the list `frozen` (see `ftjax.models.Model.prefix_layers`).
         seeds: uint32 (batch,) for dropout; None: the result is deterministic. frozen: for the embeddings and every
             layer, whether its dropout is off in any case. first_token: the last layer's output is (batch, 1, hidden).
+        Where `remat` is set, what is inside a layer is computed again in the backward pass instead of kept.
         """
         layers = len(self.encoder.layers)
         frozen = frozen or (False,) * (layers + 1)
@@ -93,7 +96,8 @@ class TextModel(nnx.Module):
         bias = attention_bias(batch["attention_mask"]) if "attention_mask" in batch else jnp.zeros((0,))
         for number in range(start, layers if stop is None else stop):
             only = first_token and number == layers - 1
-            states.append(self.encoder.layer(number, states[-1], bias, by_stage[number + 1], first_token=only))
+            layer = functools.partial(self.encoder.layer, number, first_token=only)
+            states.append((jax.checkpoint(layer) if self.remat else layer)(states[-1], bias, by_stage[number + 1]))
         return states
 
     def pool(self, hidden: jax.Array) -> jax.Array:

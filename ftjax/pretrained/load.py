@@ -14,6 +14,7 @@ import numpy as np
 
 from ftjax.errors import InputError, did_you_mean
 from ftjax.models import BertConfig, Classifier, Lora, Model, Params, build, initial_value, with_lora
+from ftjax.models.shapes import SHAPES
 from ftjax.pretrained.hub import model_directory
 from ftjax.pretrained.names import TABLES, NameTable
 from ftjax.pretrained.tensors import read_json, read_tensors
@@ -45,16 +46,19 @@ class Pretrained:
     raw_config: dict[str, Any]
 
 
-def read_config(directory: Path) -> tuple[BertConfig, dict[str, Any], NameTable]:
-    """config.json as (config, dictionary, name table); InputError for an architecture that is not supported."""
-    raw = read_json(directory / "config.json")
+def read_config(directory: Path | str) -> tuple[BertConfig, dict[str, Any], NameTable]:
+    """config.json as (config, dictionary, name table); InputError for an architecture that is not supported.
+
+    directory: or the name of a shape without weights, see `ftjax.models.shapes`.
+    """
+    raw = SHAPES[directory] if isinstance(directory, str) else read_json(directory / "config.json")
     model_type = raw.get("model_type")
     if model_type not in TABLES:
         near = did_you_mean(str(model_type), TABLES)
         raise InputError(
             f"{directory}: architecture {model_type!r} is not supported; supported are: {', '.join(TABLES)}.{near}"
         )
-    return BertConfig.from_dict(raw, str(directory / "config.json")), raw, TABLES[model_type]
+    return BertConfig.from_dict(raw, f"{directory}/config.json"), raw, TABLES[model_type]
 
 
 def saved_labels(raw_config: dict[str, Any]) -> tuple[str, ...]:
