@@ -111,7 +111,7 @@ def initial_params(run: Run) -> Params:
 
 
 def step_arguments(run: Run, mesh: Mesh) -> tuple[TrainState, Params, Batch]:
-    """What `Run.train_program` is compiled for: (state without frozen parameters, those, batch), as shapes that lie on the mesh."""
+    """What `Run.train_program` is compiled for: (state without what is frozen, that, batch), shapes that lie on the mesh."""
     stage, size, length = run.stages[0], run.config.batch_size, run.data.buckets[-1]
     state = jax.eval_shape(lambda params: run.new_state(0, params), run.pretrained.params)
     batch = jax.eval_shape(lambda: make_batch(full_rows(size, length), np.arange(size), length, size, 0))

@@ -276,33 +276,37 @@ class TorchStep:
 
 def show_benchmark(found: dict[str, Any]) -> None:
     """The figures for people, on stdout."""
-    step, spread = found["step_seconds"], found["step_seconds_all"]
-    print(f"{found['model']} on {found['device']}: {found['method']}, {found['train_parameters']}, {found['precision']},")
     print(
-        f"batch {found['batch_size']} x {found['length']} tokens, all of them real; huge pages {'on' if found['huge_pages'] else 'off'}"
+        f"{found['model']} on {found['device']}: {found['method']}, trains {found['train_parameters']}, {found['precision']},"
     )
-    print(
-        f"\nstep         {1000 * step:,.1f} ms (median of {len(spread)}; {1000 * min(spread):,.1f} to {1000 * max(spread):,.1f})"
+    pages = "on" if found["huge_pages"] else "off"
+    print(f"batch {found['batch_size']} x {found['length']} tokens without padding; huge pages {pages}\n")
+    line("step", milliseconds(found))
+    line("throughput", f"{found['examples_per_second']:,.1f} examples/s, {found['tokens_per_second']:,.0f} tokens/s")
+    peak = found["matmul_flops_per_second"] / 1e9
+    line("MFU", f"{found['mfu']:.3f} of {peak:,.0f} GFLOP/s a device, measured on large matmuls")
+    line("", f"= {found['mfu_formula']}")
+    line("compilation", f"{found['compile_seconds']:.1f} s")
+    line("peak memory", f"{found['peak_memory_bytes'] / 1e9:.2f} GB")
+    flow = found["pipeline"]
+    line(
+        "pipeline", f"{flow['examples_per_second']:,.1f} examples/s, {flow['tokens_per_second']:,.0f} tokens/s without padding"
     )
-    print(f"throughput   {found['examples_per_second']:,.1f} examples/s, {found['tokens_per_second']:,.0f} tokens/s")
-    print(
-        f"MFU          {found['mfu']:.3f} of {found['matmul_flops_per_second'] / 1e9:,.0f} GFLOP/s, measured on large matmuls"
-    )
-    print(f"             = {found['mfu_formula']}")
-    print(f"compilation  {found['compile_seconds']:.1f} s")
-    print(f"peak memory  {found['peak_memory_bytes'] / 1e9:.2f} GB")
-    line = found["pipeline"]
-    print(
-        f"pipeline     {line['examples_per_second']:,.1f} examples/s, {line['tokens_per_second']:,.0f} real tokens/s "
-        f"(mean length {line['mean_length']:.1f}, lengths {line['bucket_lengths']}; "
-        f"{100 * line['data_wait_share']:.1f} % waiting for data)"
-    )
+    lengths = f"mean length {flow['mean_length']:.1f}, padded to {', '.join(map(str, flow['bucket_lengths']))}"
+    line("", f"{lengths}; {100 * flow['data_wait_share']:.1f} % of the time waits for data")
     if "against" in found:
         rival = found["against"]
-        times = rival["step_seconds_all"]
-        print(
-            f"PyTorch      {1000 * rival['step_seconds']:,.1f} ms (median; {1000 * min(times):,.1f} to {1000 * max(times):,.1f}), "
-            f"torch {rival['torch']}, {rival['threads']} threads"
-        )
+        line("PyTorch", f"{milliseconds(rival)}, torch {rival['torch']}, {rival['threads']} threads")
         low, high = rival["ratio_spread"]
-        print(f"             takes {rival['ratio']:.2f} times as long (median of turns; {low:.2f} to {high:.2f})")
+        line("", f"takes {rival['ratio']:.2f} times as long (median of turns; {low:.2f} to {high:.2f})")
+
+
+def line(name: str, text: str) -> None:
+    """One figure."""
+    print(f"{name:13}{text}")
+
+
+def milliseconds(found: dict[str, Any]) -> str:
+    """Median and spread of the timed steps."""
+    seconds = [1000 * each for each in found["step_seconds_all"]]
+    return f"{1000 * found['step_seconds']:,.1f} ms (median of {len(seconds)}; {min(seconds):,.1f} to {max(seconds):,.1f})"

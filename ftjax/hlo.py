@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 BYTES = {
     **dict.fromkeys(("pred", "s8", "u8", "s4", "u4", "s2", "u2"), 1),
@@ -22,6 +22,12 @@ BYTES = {
     "c128": 16,
 }
 """Bytes of an element; what is no array (tokens, opaque handles) has none."""
+
+FREE = ("ConcatBitcast", "AllocateBuffer", "Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape")
+"""Custom calls that only name memory."""
+
+ALIASES = ("get-tuple-element", "tuple", "bitcast", "while", "optimization-barrier", "copy-done", "slice-done")
+"""What shows its operands' memory and takes none of its own."""
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
 
@@ -331,15 +337,20 @@ class Times:
 
 def wire_bytes(module: Module, each: Instruction, computation: str) -> float:
     """Bytes that one device sends for a collective among n on a ring: n - 1 of n parts, twice for a sum that all get."""
-    kind = collective(each)
-    moved = sum(module.by_name[computation][name].bytes for name in each.operands if name in module.by_name[computation])
+    kind, inside = collective(each), module.by_name[computation]
+    given = sum(inside[name].bytes for name in each.operands if name in inside)
     if kind == "collective-permute":
-        return float(moved)
+        return float(given)
     n = group_size(module, each)
-    share = (n - 1) / n
-    if kind == "all-gather":
-        return moved * (n - 1)
-    return (2 if kind == "all-reduce" else 1) * moved * share
+    match kind:
+        case "all-gather":
+            return given * (n - 1.0)
+        case "reduce-scatter":  # the operand may be narrower than what is summed
+            return max(given, each.bytes * n) * (n - 1) / n
+        case "all-reduce":
+            result = each.bytes if each.opcode == kind else 0
+            return 2 * max(given, result) * (n - 1) / n
+    return given * (n - 1) / n
 
 
 def collective(each: Instruction) -> str | None:
@@ -357,13 +368,217 @@ def group_size(module: Module, each: Instruction) -> int:
     return module.devices
 
 
+def unestimated_bytes(module: Module, each: Instruction, computation: str) -> int:
+    """Bytes through memory of what the cost model gives no cycles for: random bits, and rows gathered or scattered.
+
+    A gather reads and writes its result; a scatter reads its updates, and reads and writes as many rows of its target.
+    Inside a fusion they are found where the fusion as a whole has no estimate.
+    """
+    match each.opcode:
+        case "rng-bit-generator" | "rng":
+            return each.bytes
+        case "gather":
+            return 2 * each.bytes
+        case "scatter":
+            inside = module.by_name[computation]
+            return 3 * sum(inside[name].bytes for name in each.operands[2:] if name in inside)
+        case "fusion":
+            inner = each.called("calls")
+            parts = module.computations.get(inner, ()) if inner else ()
+            return sum(unestimated_bytes(module, part, inner) for part in parts if inner and not part.cycles)
+    return 0
+
+
+def times(module: Module, rates: Rates) -> Times:
+    """How long a program takes, all in.
+
+    A computation is followed in its order with two clocks: what is computed, and the links, which carry one collective
+    after the other. One that blocks lets the first wait for the second; one with a start and an end only if the links are
+    not done by its end.
+    """
+    timeline = _Timeline(module, rates)
+    total = timeline.follow(module.entry, 1)
+    moved = tuple(
+        Transfer(kind, blocking, number, size, seconds, exposed)
+        for (kind, blocking), (number, size, seconds, exposed) in timeline.transfers.items()
+    )
+    return Times(timeline.compute, timeline.memory, moved, total, timeline.uncounted)
+
+
+class _Timeline:
+    def __init__(self, module: Module, rates: Rates) -> None:
+        self.module, self.rates = module, rates
+        self.compute = self.memory = 0.0
+        self.transfers: dict[tuple[str, bool], tuple[int, float, float, float]] = {}
+        self.uncounted: dict[str, int] = {}
+
+    def follow(self, computation: str, turns: int) -> float:
+        """Seconds of one turn of a computation; what it adds to the sums is for all its turns."""
+        now = links = 0.0
+        ends: dict[str, tuple[str, float]] = {}  # of collectives under way: kind, when the links are done with it
+        for each in self.module.computations.get(computation, ()):
+            opcode = each.opcode
+            if opcode == "while":
+                number = trip_count(self.module, computation, each)
+                parts = [inner for part in ("condition", "body") if (inner := each.called(part))]
+                number = 1 if number is None else number
+                now += number * sum(self.follow(inner, turns * number) for inner in parts)
+            elif opcode == "conditional":
+                found = re.search(r"(?:branch_computations=\{|true_computation=)%?([\w.\-]+)", each.rest)
+                now += self.follow(found[1], turns) if found else 0.0
+            elif opcode == "call" and (inner := each.called("to_apply")):
+                now += self.follow(inner, turns)
+            elif begun := begins(self.module, computation, each):
+                at, sent, blocking = begun
+                kind, seconds = self.send(at, sent, blocking, turns)
+                end = links = max(now, links) + seconds
+                if blocking:
+                    self.expose(kind, True, turns * (end - now))
+                    now = end + self.work(each, computation, turns)
+                else:
+                    ends[each.name] = (kind, end)
+            elif is_end(self.module, each) and (start := self.origin(computation, each, ends)):
+                kind, end = ends.pop(start)
+                self.expose(kind, False, turns * max(0.0, end - now))
+                now = max(now, end)
+            else:
+                now += self.work(each, computation, turns)
+        return now
+
+    def origin(self, computation: str, end: Instruction, ends: Container[str]) -> str | None:
+        """The start that an end belongs to: whatever stands between them hands it on as its first operand."""
+        found: Instruction | None = end
+        while found is not None and found.name not in ends:
+            found = self.module.by_name[computation].get(found.operands[0]) if found.operands else None
+        return found.name if found else None
+
+    def work(self, each: Instruction, computation: str, turns: int) -> float:
+        """Seconds of an instruction that is neither a loop nor communication."""
+        seconds = each.cycles / self.rates.clock
+        self.compute += turns * seconds
+        if not each.cycles:
+            memory = unestimated_bytes(self.module, each, computation) / self.rates.memory_bandwidth
+            self.memory += turns * memory
+            seconds += memory
+            if each.opcode == "custom-call":
+                target = re.search(r'custom_call_target="([^"]*)"', each.rest)
+                name = target[1] if target else each.name
+                if name not in FREE:
+                    self.uncounted[name] = self.uncounted.get(name, 0) + turns
+        return seconds
+
+    def send(self, computation: str, each: Instruction, blocking: bool, turns: int) -> tuple[str, float]:
+        """(kind, seconds that the links are busy) of a collective."""
+        size, kind = wire_bytes(self.module, each, computation), collective(each) or each.opcode
+        seconds = size / self.rates.link_bandwidth
+        old = self.transfers.get((kind, blocking), (0, 0.0, 0.0, 0.0))
+        self.transfers[kind, blocking] = (old[0] + turns, old[1] + turns * size, old[2] + turns * seconds, old[3])
+        return kind, seconds
+
+    def expose(self, kind: str, blocking: bool, seconds: float) -> None:
+        """Note that nothing was computed for so long."""
+        number, size, busy, exposed = self.transfers[kind, blocking]
+        self.transfers[kind, blocking] = (number, size, busy, exposed + seconds)
+
+
 def transfers(module: Module) -> tuple[Transfer, ...]:
     """All communication of a program, by kind, without times."""
     found: dict[tuple[str, bool], tuple[int, float]] = {}
     for run in walk(module):
-        if kind := collective(run.instruction):
-            key = (kind, not run.instruction.opcode.endswith("-start"))
+        if not run.fused and (begun := begins(module, run.computation, run.instruction)):
+            computation, each, blocking = begun
+            key = (collective(each) or each.opcode, blocking)
             times, size = found.get(key, (0, 0.0))
-            sent = wire_bytes(module, run.instruction, run.computation)
-            found[key] = (times + run.times, size + run.times * sent)
+            found[key] = (times + run.times, size + run.times * wire_bytes(module, each, computation))
     return tuple(Transfer(kind, blocking, times, size) for (kind, blocking), (times, size) in found.items())
+
+
+def begins(module: Module, computation: str, each: Instruction) -> tuple[str, Instruction, bool] | None:
+    """(its computation, the collective, whether it blocks) that an instruction is or begins; None for anything else.
+
+    A TPU's compiler also hides collectives in fusions: one that begins it (its computation calls AsyncCollectiveStart), any
+    number that compute and carry it on, and one that ends it.
+    """
+    if collective(each):
+        return computation, each, not each.opcode.endswith("-start")
+    inner = each.called("calls") if each.opcode in ("fusion", "async-start") else None
+    if inner is None:
+        return None
+    found = next((part for part in module.computations.get(inner, ()) if collective(part)), None)
+    if found is None:
+        return None
+    roles = _roles(module, inner)
+    if "AsyncCollectiveStart" in roles or each.opcode == "async-start":
+        return inner, found, False
+    return None if "AsyncCollectiveDone" in roles or inner.startswith("async_collective_fusion") else (inner, found, True)
+
+
+def is_end(module: Module, each: Instruction) -> bool:
+    """Whether an instruction waits for a collective that was begun before."""
+    if each.opcode.endswith("-done"):
+        return True
+    inner = each.called("calls") if each.opcode == "fusion" else None
+    return inner is not None and "AsyncCollectiveDone" in _roles(module, inner)
+
+
+def _roles(module: Module, computation: str) -> set[str]:
+    calls = (each.rest for each in module.computations[computation] if each.opcode == "custom-call")
+    return {found[1] for rest in calls if (found := re.search(r'custom_call_target="(\w+)"', rest))}
+
+
+def main_memory_bytes(each: Instruction) -> int:
+    """Bytes that an instruction takes in main memory: not what its layout, with S(1) and so on, puts into fast memory.
+
+    What starts a copy or the copy of a slice hands on its operand beside what is new, which comes first or second.
+    """
+    found = re.findall(r"\b([a-z]\w*)\[([\d,<=]*)\](\{[^}]*\})?", each.shape)
+    match each.opcode:
+        case "copy-start":
+            found = found[:1]
+        case "slice-start":
+            found = found[1:2]
+    return sum(array_bytes(*array) for d, n, layout in found if "S(" not in layout for array in shapes(f"{d}[{n}]"))
+
+
+def held_for_backward(module: Module) -> float:
+    """Share of the memory at its fullest moment that the forward pass left there for the backward pass.
+
+    Every result in main memory lives from its instruction to its last reader; what is differentiated and not transposed
+    (as the instructions' names tell) belongs to the forward pass. Sizes are without padding: hence a share.
+    """
+    most, forward = _fullest(module, module.entry)
+    return forward / most if most else 0.0
+
+
+def _fullest(module: Module, computation: str) -> tuple[int, int]:
+    """(bytes, of them the forward pass's) at the fullest moment of a computation, its parameters apart."""
+    body = module.computations.get(computation, ())
+    source: dict[str, tuple[str, ...]] = {}  # name -> whose memory it shows
+    last: dict[str, int] = {}
+    forward: set[str] = set()
+    for place, each in enumerate(body):
+        name = re.search(r'op_name="([^"]*)"', each.rest)
+        named = "jvp(" in name[1] and "transpose(" not in name[1] if name else any(n in forward for n in each.operands[:1])
+        forward |= {each.name} if named else set()
+        read = tuple(owner for name in each.operands for owner in source.get(name, ()))
+        source[each.name] = read if each.opcode in ALIASES else (each.name,)
+        if each.opcode in ("copy-start", "slice-start"):
+            source[each.name] += read
+        for owner in read:
+            last[owner] = place
+    ending: dict[int, list[str]] = {}
+    for name, place in last.items():
+        ending.setdefault(place, []).append(name)
+    live: dict[str, tuple[int, int]] = {}
+    now, fullest = (0, 0), (0, 0)
+    for place, each in enumerate(body):
+        if each.name in source[each.name] and each.opcode not in ("parameter", "constant") and each.name in last:
+            size = main_memory_bytes(each)
+            live[each.name] = (size, size * (each.name in forward))
+            now = (now[0] + size, now[1] + size * (each.name in forward))
+        inside = _fullest(module, each.called("body") or "") if each.opcode == "while" else (0, 0)
+        fullest = max(fullest, (now[0] + inside[0], now[1] + inside[1]))
+        for name in ending.get(place, ()):
+            gone = live.pop(name, (0, 0))
+            now = (now[0] - gone[0], now[1] - gone[1])
+    return fullest

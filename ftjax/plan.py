@@ -19,9 +19,7 @@ from ftjax.benchmark import matmul_flops
 from ftjax.chips import Chip
 from ftjax.config import PlanConfig
 from ftjax.data.batches import make_batch
-from ftjax.errors import InputError
 from ftjax.flops import FORMULA, model_flops, program_flops
-from ftjax.objectives import average, measure
 from ftjax.parallel import DATA, Compiled, check_batch_size
 from ftjax.prefix import prefix_step
 from ftjax.prepare import Run
@@ -59,10 +57,7 @@ def search(config: PlanConfig, mesh: Mesh, chip: Chip | None, say: Say) -> dict[
             found = examine(dataclasses.replace(config, batch_size=size, remat=remat, sharding=sharding), mesh, chip, say)
             tried.append(found)
             rate = found["predicted_examples_per_second"] or 0.0
-            say(
-                f"batch {size}, {sharding}{', remat' if remat else ''}: "
-                + (f"{rate:,.0f} examples/s" if found["fits"] else "does not fit")
-            )
+            say(f"batch {size}, {how(found)}: " + (f"{rate:,.0f} examples/s" if found["fits"] else "does not fit"))
             if not found["fits"] or rate < 1.01 * before:
                 break
             size, before = 2 * size, rate
@@ -96,19 +91,22 @@ def examine(config: PlanConfig, mesh: Mesh, chip: Chip | None, say: Say) -> dict
         "length": length,
     }
     start = time.perf_counter()
-    available = chip.memory_bytes if chip else memory_of(mesh.devices.flat[0])
+    each = chip.devices_per_chip if chip else 1
+    available = each * (chip.memory_bytes if chip else memory_of(mesh.devices.flat[0]))
     parts = {name: bytes_of(tree) for name, tree in kept(arguments).items()}
     try:
         program = run.train_program(mesh).program(*arguments)
     except jax.errors.JaxRuntimeError as error:
         if (needed := out_of_memory(str(error))) is None:
             raise
+        parts = {name: each * size for name, size in parts.items()}
         memory = parts | {"activations": None, "temporaries": None, "available": available}
-        return what | {"fits": False, "bytes_per_chip": needed, "memory": memory} | dict.fromkeys(FIGURES)
-    memory, total = split_memory(run, arguments, program, parts, mesh)
+        return what | {"fits": False, "bytes_per_chip": each * needed, "memory": memory} | dict.fromkeys(FIGURES)
+    module = hlo.parse(program.as_text())
+    memory = {name: each * size for name, size in split_memory(program, module, parts).items()}
+    total = sum(memory.values())
     needed = model_flops(stage.model, stage.labels, stage.objective, config.batch_size, length, prefix=stage.prefix)
     asked = program_flops(train_step, dataclasses.replace(arguments[0], frozen=arguments[1]), arguments[2])
-    module = hlo.parse(program.as_text())
     prefix_seconds = 0.0
     if chip:
         rates = hlo.Rates(chip.clock, chip.link_bandwidth, chip.memory_bandwidth)
@@ -176,46 +174,18 @@ def bytes_of(tree: Any) -> int:
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in arrays)
 
 
-def split_memory(
-    run: Run, arguments: tuple[Any, ...], program: Any, parts: dict[str, int], mesh: Mesh
-) -> tuple[dict[str, int], int]:
-    """(bytes on a device by what they are for, in all).
+def split_memory(program: Any, module: hlo.Module, parts: dict[str, int]) -> dict[str, int]:
+    """Bytes on a device by what they are for.
 
-    weights, optimizer and batch are the arguments; activations what the forward pass leaves for the backward pass (of one
-    microbatch, before the compiler decides what to keep); temporaries the rest of what the compiler sets aside while the
-    step runs: gradients, casts, scratch.
+    weights, optimizer and batch are the arguments; activations what the forward pass leaves for the backward pass;
+    temporaries the rest of what the compiler sets aside while the step runs: gradients, casts, scratch.
     """
     found = program.memory_analysis()
-    aliased = getattr(found, "alias_size_in_bytes", 0)
-    outputs = max(0, found.output_size_in_bytes - aliased)
+    outputs = max(0, found.output_size_in_bytes - found.alias_size_in_bytes)
     held = sum(parts.values())
     total = max(held, found.argument_size_in_bytes) + found.temp_size_in_bytes + outputs
-    activations = min(residual_bytes(run, arguments) // mesh.size, found.temp_size_in_bytes)
-    return parts | {"activations": activations, "temporaries": total - held - activations}, total
-
-
-def residual_bytes(run: Run, arguments: tuple[Any, ...]) -> int:
-    """What the forward pass of one microbatch, over all devices, keeps for the backward pass besides the parameters."""
-    state, frozen, batch = arguments
-    microbatch = {
-        name: jax.ShapeDtypeStruct((len_ // run.config.gradient_accumulation, *rest), leaf.dtype)
-        for name, leaf in batch.items()
-        for len_, *rest in [leaf.shape]
-    }
-    sizes: list[int] = []
-
-    def forward(trainable: Any, frozen: Any, batch: Any) -> None:
-        def loss(trainable: Any) -> jax.Array:
-            losses, _ = measure(state.objective, {**frozen, **trainable}, batch, jax.random.key(0))
-            return jax.numpy.asarray(sum(term.coefficient * average(losses[term.name]) for term in state.objective))
-
-        _, backward = jax.vjp(loss, trainable)
-        given = {id(value) for value in jax.tree.leaves((trainable, frozen, batch))}
-        kept = {id(leaf): leaf for leaf in jax.tree.leaves(backward) if id(leaf) not in given}
-        sizes.extend(leaf.size * leaf.dtype.itemsize for leaf in kept.values() if hasattr(leaf, "aval"))
-
-    jax.eval_shape(forward, state.trainable, frozen, microbatch)
-    return sum(sizes)
+    activations = int(hlo.held_for_backward(module) * found.temp_size_in_bytes)
+    return parts | {"activations": activations, "temporaries": total - held - activations}
 
 
 def prefix_program(run: Run, mesh: Mesh, arguments: tuple[Any, ...]) -> Any:
@@ -244,55 +214,57 @@ def out_of_memory(message: str) -> int | None:
 
 def show_plan(found: dict[str, Any]) -> None:
     """The plan for people, on stdout."""
-    how = f"{found['sharding']}, remat" if found["remat"] else found["sharding"]
-    parts = found["gradient_accumulation"]
-    print(
-        f"{found['model']} on {found['topology']} ({found['chips']} chips): {found['method']}, {found['train_parameters']}, {how},"
-    )
-    print(
-        f"{found['precision']}, batch {found['batch_size']} x {found['length']} tokens"
-        + (f" in {parts} microbatches" if parts > 1 else "")
-    )
-    memory = dict(found["memory"])
-    room = memory.pop("available")
-    total = found["bytes_per_chip"]
-    print(f"\nmemory per device   {_gigabytes(total)} of {_gigabytes(room)}: {'fits' if found['fits'] else 'does NOT fit'}")
+    parts, memory = found["gradient_accumulation"], dict(found["memory"])
+    batch = f"batch {found['batch_size']} x {found['length']} tokens" + (f" in {parts} microbatches" if parts > 1 else "")
+    trains = f"{found['method']}, trains {found['train_parameters']}"
+    print(f"{found['model']} on {found['topology']} ({found['chips']} chips): {trains}")
+    print(f"{found['precision']}, {batch}, {how(found)}\n")
+    fits = "fits" if found["fits"] else "does NOT fit"
+    line("memory a chip", f"{_gigabytes(found['bytes_per_chip'])} of {_gigabytes(memory.pop('available'))}: {fits}")
     for name, size in memory.items():
-        print(f"  {name:17} {'–' if size is None else _gigabytes(size)}")
-    if not found["fits"] and found["predicted_step_seconds"] is None:
+        line(f"  {name}", "–" if size is None else _gigabytes(size))
+    if found["predicted_step_seconds"] is None:
         print("\nTry a smaller --batch-size, more --gradient-accumulation, --remat, or --search.")
-        return
-    step, compute = found["predicted_step_seconds"], found["predicted_compute_seconds"]
-    basis = found["basis"]
-    print(f"\nstep                {_milliseconds(step)} all in, {_milliseconds(compute)} compute alone ({basis})")
-    rates = f"{found['predicted_examples_per_second']:,.0f} examples/s, {found['predicted_tokens_per_second']:,.0f} tokens/s"
-    print(f"throughput          {rates} ({basis})")
-    print(
-        f"MFU                 {found['predicted_mfu']:.3f} all in, {found['predicted_mfu_compute']:.3f} compute alone ({basis})"
-    )
-    print(f"                    = {found['mfu_formula']}")
-    for transfer in found["collectives"]:
-        seconds = (
-            ""
-            if transfer["seconds"] is None
-            else (
-                f"{_milliseconds(transfer['seconds'])}, of which {_milliseconds(transfer['exposed'])} with nothing computed meanwhile"
-            )
-        )
-        print(f"{transfer['kind']:19} x{transfer['times']}, {transfer['bytes'] / 1e6:,.1f} MB a device  {seconds}")
-    for name, number in found["uncounted"].items():
-        print(f"not counted         {name} x{number}: a kernel of which the compiler says nothing")
-    cost = "" if found["predicted_cost"] is None else f", cost {found['predicted_cost']:,.2f}"
-    print(
-        f"run                 {found['steps']:,} steps, {found['predicted_hours']:.3f} hours without compilation{cost} ({basis})"
-    )
+    else:
+        show_figures(found)
     if "search" in found:
         print("\nThe fastest that fits of:")
         for row in found["search"]:
             rate = row["predicted_examples_per_second"]
-            how = f"{row['sharding']}{', remat' if row['remat'] else ''}"
             speed = f"{rate:,.0f} examples/s, MFU {row['predicted_mfu']:.3f}" if rate else "does not fit"
-            print(f"  --batch-size {row['batch_size']:<6} {how:18} {_gigabytes(row['bytes_per_chip'])}  {speed}")
+            print(f"  --batch-size {row['batch_size']:<6} {how(row):18} {_gigabytes(row['bytes_per_chip']):>9}  {speed}")
+        print(f"({found['basis']})")
+
+
+def show_figures(found: dict[str, Any]) -> None:
+    """What is predicted, each time with what it rests on."""
+    basis = f"({found['basis']})"
+    step, compute = (_milliseconds(found[f"predicted_{name}seconds"]) for name in ("step_", "compute_"))
+    line("step", f"{step} all in, {compute} compute alone {basis}")
+    examples, tokens = (found[f"predicted_{name}_per_second"] for name in ("examples", "tokens"))
+    line("throughput", f"{examples:,.0f} examples/s, {tokens:,.0f} tokens/s {basis}")
+    line("MFU", f"{found['predicted_mfu']:.3f} all in, {found['predicted_mfu_compute']:.3f} compute alone {basis}")
+    line("", f"= {found['mfu_formula']}")
+    for transfer in found["collectives"]:
+        text = f"x{transfer['times']}, {transfer['bytes'] / 1e6:,.1f} MB a device"
+        if transfer["seconds"] is not None:
+            busy, exposed = _milliseconds(transfer["seconds"]), _milliseconds(transfer["exposed"])
+            text += f", {busy}, of which nothing is computed for {exposed} {basis}"
+        line(transfer["kind"], text)
+    for name, number in found["uncounted"].items():
+        line("not counted", f"{name} x{number}: a kernel of which the compiler says nothing")
+    cost = "" if found["predicted_cost"] is None else f", costs {found['predicted_cost']:,.2f}"
+    line("run", f"{found['steps']:,} steps, {found['predicted_hours']:.3f} hours without compilation{cost} {basis}")
+
+
+def line(name: str, text: str) -> None:
+    """One figure."""
+    print(f"{name:20}{text}")
+
+
+def how(found: dict[str, Any]) -> str:
+    """The choices that --search makes, but for the batch."""
+    return f"{found['sharding']}, remat" if found["remat"] else found["sharding"]
 
 
 def _gigabytes(number: int) -> str:

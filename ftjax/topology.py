@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ftjax.chips import Chip, read_topology
 from ftjax.errors import InputError
@@ -47,11 +48,14 @@ def mesh_of(topology: str) -> tuple[Mesh, Chip | None]:
             return data_mesh(jax.devices(topology)), None
         except RuntimeError:
             raise InputError(f"--topology {topology}: this machine has none that JAX can use; see ftjax doctor.") from None
-    chip, devices = read_topology(topology)
+    chip, lengths = read_topology(topology)
+    options: dict[str, Any] = {"chip_config_name": chip.config} if chip.config else {}
+    if math.prod(lengths) <= chip.host:  # all on one machine; else the compiler's default, machines of 2 x 2
+        options["chips_per_host_bounds"] = (*lengths, 1, 1)[:3]
     try:
-        found = topologies.get_topology_desc(topology, "tpu").devices
+        found = topologies.get_topology_desc(topology, "tpu", **options).devices
     except Exception as error:  # the compiler's own, of several types
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"--topology {topology}: the TPU compiler knows no such slice ({reason}).") from None
-    assert len(found) == devices
+    assert len(found) == math.prod(lengths) * chip.devices_per_chip, f"{topology}: {len(found)} devices"
     return data_mesh(found), chip

@@ -1,4 +1,4 @@
-"""ZeRO, stage 1 (Rajbhandari et al., 2020, https://arxiv.org/abs/1910.02054): each device keeps and updates a part of what trains.
+"""ZeRO, stage 1 (Rajbhandari et al., 2020, https://arxiv.org/abs/1910.02054): a device keeps and updates a part of it all.
 
 Of every large matrix that trains, a device of n holds 1/n of the float32 values and of AdamW's moments. A step gathers
 the values (in the compute dtype: a dot product reads no more), and sums the gradients so that each device gets the sum of
