@@ -15,13 +15,15 @@ from ftjax.data.batches import make_batch
 from ftjax.data.tokenize import Examples
 from ftjax.errors import InputError
 from ftjax.models import Params, build, initial_value
+from ftjax.models.body import Config
 from ftjax.models.shapes import SHAPES
+from ftjax.objective import Vocabulary
 from ftjax.objectives import Batch
 from ftjax.parallel import DATA, shardings
 from ftjax.prefix import attached
-from ftjax.prepare import Data, Run, assemble
+from ftjax.prepare import Data, Run, assemble, heads
 from ftjax.pretrained.hub import model_directory
-from ftjax.pretrained.load import Pretrained, read_config, saved_labels
+from ftjax.pretrained.load import Pretrained, read_config, saved_labels, unnamed
 from ftjax.step import TrainState
 
 SPECIAL_IDS, MASK_TOKEN_ID = (0, 101, 102, 103), 103  # of the English BERT vocabulary; the step costs the same with others
@@ -37,17 +39,18 @@ def bare_run(config: StepConfig, train: Examples, say: Callable[[str], None]) ->
         raise InputError(
             f"--max-length {config.max_length} is longer than the model's {model_config.max_position_embeddings} positions."
         )
-    labels = saved_labels(read_config(source)[1]) or tuple(f"LABEL_{i}" for i in range(config.num_labels))
-    rates = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
+    labels = saved_labels(read_config(source)[1]) or unnamed(config.num_labels)
     if config.dropout is not None:
-        model_config = dataclasses.replace(model_config, **dict.fromkeys(rates, config.dropout))
+        model_config = model_config.with_dropout(config.dropout)
+    classes, masked_lm = heads(config)
     model = build(
         model_config,
-        num_labels=len(labels),
+        num_labels=len(labels) if classes else None,
         classifier=config.classifier,
-        masked_lm=config.weight > 0,
+        masked_lm=masked_lm,
         precision=config.precision,
     )
+    continuations = b"\0\1".ljust(model_config.vocab_size, b"\0")  # some piece goes on with a word
     data = Data(
         train=train,
         eval=None,
@@ -55,9 +58,8 @@ def bare_run(config: StepConfig, train: Examples, say: Callable[[str], None]) ->
         test_rows=None,
         labels=labels,
         buckets=(config.max_length,),
-        pad_token_id=0,
-        mask_token_id=min(MASK_TOKEN_ID, model_config.vocab_size - 1),
-        special_ids=SPECIAL_IDS,
+        vocabulary=Vocabulary(0, min(MASK_TOKEN_ID, model_config.vocab_size - 1), SPECIAL_IDS, continuations),
+        labeled_rows=0,
     )
     pretrained = Pretrained(
         directory=Path(source),
@@ -67,14 +69,14 @@ def bare_run(config: StepConfig, train: Examples, say: Callable[[str], None]) ->
         carried={},
         dtypes={},
         base_only=True,
-        labels=labels,
+        labels=labels if classes else (),
         classifier=config.classifier,
         raw_config={},
     )
     return assemble(config, data, pretrained, say)
 
 
-def shape_of(config: StepConfig):  # noqa: ANN201 (the architecture's own configuration)
+def shape_of(config: StepConfig) -> tuple[Path | str, Config]:
     """(what `read_config` takes, the architecture's configuration) of --model."""
     try:
         source = config.model if config.model in SHAPES else model_directory(config.model)

@@ -100,7 +100,7 @@ def _arrays(state: TrainState) -> dict[str, Any]:
         "key": jax.random.key_data(state.key),
         "trainable": state.trainable,
         "optimizer_state": state.optimizer_state,
-    }
+    } | ({"teacher": state.teacher} if state.teacher else {})
 
 
 def _write_error(directory: Path, error: Exception) -> InputError:

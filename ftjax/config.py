@@ -8,16 +8,33 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from ftjax.errors import InputError
+from ftjax.errors import InputError, did_you_mean
+from ftjax.weight import Weight, parse_weight
 
 Method = Literal["full", "partial", "self-supervised"]
 METHODS: tuple[Method, ...] = ("full", "partial", "self-supervised")
 Metric = Literal["accuracy", "macro_f1", "matthews", "loss"]
+Augmentation = Literal["token-dropout", "token-mask", "span-deletion", "word-swap", "dropout"]
+
+DEFAULT_WEIGHTS = {
+    "masked-lm": "0.1",
+    "contrastive": "0.1",
+    "label-pairs": "1",
+    "consistency": "1",
+    "pseudo-label": "1",
+    "entropy": "0.1",
+}
+"""The self-supervised losses, and the weight that each has unless one is given."""
+CLASS_LOSSES = ("consistency", "pseudo-label", "entropy")
+"""Those that are about the classes predicted."""
+LABEL_LOSSES = ("label-pairs",)
+"""Those that are about the labels given."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,10 +96,45 @@ class TrainConfig:
 
     classifier: Literal["pooled", "first-token"] = "pooled"
     """Head: pooled is transformers' BertForSequenceClassification; first-token a linear layer on last_hidden_state[:, 0]."""
-    self_supervised_weight: float | None = None
-    """Weight of masked language modelling in the objective. Default 0.1 with --method self-supervised."""
+    self_supervised_loss: tuple[str, ...] = ("masked-lm",)
+    """L_self, one or more of masked-lm, contrastive, label-pairs, consistency, pseudo-label and entropy, each with a
+    weight of its own if wanted: masked-lm=0.1 consistency=linear:0->1."""
+    self_supervised_weight: str | None = None
+    """λ of the losses that are given without one: a number, or a line over the run such as linear:0->1.
+    Default: 0.1 for masked-lm, contrastive and entropy, 1 for the others."""
+    supervised_weight: float = 1.0
+    """Weight of the labelled term; 0 leaves it out."""
+    unlabeled_ratio: float | None = None
+    """Rows without a label for each one with a label, in every batch; the labelled ones come again as often as that takes.
+    Default: as there are, but at most 3 (self-supervised)."""
+    labels_per_class: int | None = None
+    """Use the labels of so many rows a class, drawn by --seed; the others count as rows without a label where the method
+    takes such, and are left out elsewhere."""
     mask_probability: float = 0.15
     """Share of the tokens that masked language modelling predicts."""
+    mask_whole_words: bool = False
+    """Mask whole words (WordPiece vocabularies)."""
+    mask_once: bool = False
+    """Mask a row in the same way at every step."""
+    augmentation: Augmentation = "token-dropout"
+    """The other view of a row for consistency and pseudo-label; dropout changes the model's dropout only."""
+    augmentation_probability: float = 0.1
+    """Share of the tokens that the augmentation changes."""
+    confidence: float | None = None
+    """Probability from which on a prediction is a target. Default: 0 for consistency, 0.95 for pseudo-label."""
+    sharpening: float = 0.85
+    """Temperature of consistency's targets; below 1 sharpens."""
+    contrastive_temperature: float = 0.05
+    """Temperature of the contrastive loss."""
+    teacher_decay: float = 0.0
+    """Above 0, the targets of consistency and pseudo-label come from a mean teacher that keeps so much of itself at every
+    step, such as 0.99."""
+    adapt_epochs: int = 0
+    """Before all this, so many epochs of adaptation to the texts: by --adapt-loss alone, on all rows, labels aside."""
+    adapt_loss: tuple[str, ...] = ("masked-lm",)
+    """The losses of the adaptation, as in --self-supervised-loss; label-pairs is SetFit's, on the rows with a label."""
+    adapt_learning_rate: float | None = None
+    """Peak learning rate of the adaptation. Default: --learning-rate."""
     dropout: float | None = None
     """Dropout rate everywhere, instead of the model's own."""
     unfreeze: tuple[str, ...] = ()
@@ -141,13 +193,14 @@ class TrainConfig:
     def check(self) -> None:
         """Raise InputError for values that make no sense, alone or together."""
         self.check_data()
-        for name in ("epochs", "batch_size", "gradient_accumulation", "buckets", "log_every", "save_every", "early_stopping"):
+        counts = ("epochs", "batch_size", "gradient_accumulation", "buckets", "log_every", "save_every", "early_stopping")
+        for name in (*counts, "labels_per_class"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{flag(name)} {value}: must be at least 1.")
         if not 0 < self.learning_rate < math.inf:
             raise InputError(f"--learning-rate {self.learning_rate}: must be a positive number, such as 5e-5.")
-        for name in ("warmup_steps", "weight_decay", "max_gradient_norm", "self_supervised_weight", "seed"):
+        for name in ("warmup_steps", "weight_decay", "max_gradient_norm", "supervised_weight", "seed", "adapt_epochs"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise InputError(f"{flag(name)} {value}: must be 0 or a positive number.")
@@ -166,8 +219,17 @@ class TrainConfig:
                 )
         if self.unfreeze and self.method == "full":
             raise InputError("--unfreeze needs --method partial or self-supervised: --method full trains all from the start.")
-        if not 0 < self.mask_probability < 1:
-            raise InputError(f"--mask-probability {self.mask_probability}: must be between 0 and 1.")
+        for name in ("mask_probability", "augmentation_probability"):
+            if not 0 < getattr(self, name) < 1:
+                raise InputError(f"{flag(name)} {getattr(self, name)}: must be between 0 and 1.")
+        for name in ("sharpening", "contrastive_temperature", "unlabeled_ratio", "adapt_learning_rate"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise InputError(f"{flag(name)} {value}: must be a positive number.")
+        for name in ("confidence", "teacher_decay"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise InputError(f"{flag(name)} {value}: must be at least 0 and below 1.")
         if self.max_length < 8:
             raise InputError(f"--max-length {self.max_length}: must be at least 8.")
         if self.batch_size % self.gradient_accumulation:
@@ -179,9 +241,16 @@ class TrainConfig:
         if self.method == "partial" and self.train_parameters == "all":
             raise InputError("--method partial with --train-parameters all is --method full.")
         if self.method != "self-supervised":
-            for name in ("unlabeled_file", "self_supervised_weight"):
-                if getattr(self, name) is not None:
+            plain = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+            for name in SELF_SUPERVISED:
+                adapts = self.adapt_epochs and name in ADAPTATION
+                if getattr(self, name) != plain[name] and not adapts:
                     raise InputError(f"{flag(name)} needs --method self-supervised.")
+        losses = self.losses, read_losses(self.adapt_loss, "1", "--adapt-loss")
+        if any(name in CLASS_LOSSES for name, _ in losses[1]):
+            raise InputError(f"--adapt-loss takes masked-lm, contrastive and label-pairs, not {' '.join(self.adapt_loss)}.")
+        if self.teacher_decay and not any(name in ("consistency", "pseudo-label") for name, _ in losses[0]):
+            raise InputError("--teacher-decay needs consistency or pseudo-label among --self-supervised-loss.")
         if not self.has_evaluation and (self.metric or self.early_stopping):
             raise InputError("--metric and --early-stopping need rows to evaluate on: give --eval-file or --eval-split.")
 
@@ -207,11 +276,44 @@ class TrainConfig:
         return found
 
     @property
-    def weight(self) -> float:
-        """λ of L + λ·L_self, with the method's default filled in."""
+    def losses(self) -> tuple[tuple[str, Weight], ...]:
+        """The self-supervised losses and their weights λ; none of the other methods."""
         if self.method != "self-supervised":
-            return 0.0
-        return 0.1 if self.self_supervised_weight is None else self.self_supervised_weight
+            return ()
+        return read_losses(self.self_supervised_loss, self.self_supervised_weight, "--self-supervised-loss")
+
+    @property
+    def adaptation(self) -> TrainConfig:
+        """The run that adapts the model to the texts before this one trains it, in a directory of its own below --output."""
+        return dataclasses.replace(
+            self,
+            output=self.output / "adaptation",
+            method="self-supervised",
+            train_parameters=None,
+            unfreeze=(),
+            epochs=self.adapt_epochs,
+            learning_rate=self.adapt_learning_rate or self.learning_rate,
+            self_supervised_loss=self.adapt_loss,
+            self_supervised_weight="1",
+            supervised_weight=0.0,
+            unlabeled_ratio=None,
+            teacher_decay=0.0,
+            layer_decay=1.0,
+            test_file=None,
+            test_split=None,
+            metric=None,
+            early_stopping=None,
+            adapt_epochs=0,
+        )
+
+    @property
+    def after_adaptation(self) -> TrainConfig:
+        """The run itself, which starts from the adapted model."""
+        if not self.adapt_epochs:
+            return self
+        model = str(self.adaptation.output / "model")
+        unlabeled = self.unlabeled_file if self.method == "self-supervised" else None
+        return dataclasses.replace(self, model=model, adapt_epochs=0, unlabeled_file=unlabeled)
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> TrainConfig:
@@ -224,6 +326,31 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, paths as strings."""
         return {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(self).items()}
+
+
+SELF_SUPERVISED = (
+    *("unlabeled_file", "self_supervised_loss", "self_supervised_weight", "supervised_weight", "unlabeled_ratio"),
+    *("mask_probability", "mask_whole_words", "mask_once", "augmentation", "augmentation_probability", "confidence"),
+    *("sharpening", "contrastive_temperature", "teacher_decay"),
+)
+"""Settings that only --method self-supervised has a use for."""
+ADAPTATION = ("unlabeled_file", "mask_probability", "mask_whole_words", "mask_once", "contrastive_temperature")
+"""Those of them that an adaptation before any method uses."""
+
+
+def read_losses(asked: Sequence[str], default: str | None, where: str) -> tuple[tuple[str, Weight], ...]:
+    """NAME or NAME=WEIGHT each, to names and weights; InputError, naming the flag, for what is unknown or given twice."""
+    found: dict[str, Weight] = {}
+    for text in asked:
+        name, equals, weight = text.partition("=")
+        if name not in DEFAULT_WEIGHTS:
+            near = did_you_mean(name, DEFAULT_WEIGHTS)
+            raise InputError(f"{where} {name}: unknown; known are {', '.join(DEFAULT_WEIGHTS)}.{near}")
+        if name in found:
+            raise InputError(f"{where}: {name} is given twice.")
+        chosen = weight if equals else str(default if default is not None else DEFAULT_WEIGHTS[name])
+        found[name] = parse_weight(chosen, f"{where} {name}" if equals else "--self-supervised-weight")
+    return tuple(found.items())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,7 +372,9 @@ class CompareConfig(TrainConfig):
         elif self.partial_learning_rate is not None:
             values["learning_rate"] = self.partial_learning_rate
         if method != "self-supervised":
-            values |= {"unlabeled_file": None, "self_supervised_weight": None}
+            plain = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+            adapts = ADAPTATION if self.adapt_epochs else ()
+            values |= {name: plain[name] for name in SELF_SUPERVISED if name not in adapts}
         return TrainConfig(**values)
 
     def check(self) -> None:
@@ -286,6 +415,11 @@ class StepConfig(TrainConfig):
     text_column: Annotated[str, Hidden] = "text"
     text_pair_column: Annotated[str | None, Hidden] = None
     label_column: Annotated[str, Hidden] = "label"
+    labels_per_class: Annotated[int | None, Hidden] = None
+    unlabeled_ratio: Annotated[float | None, Hidden] = None
+    adapt_epochs: Annotated[int, Hidden] = 0
+    adapt_loss: Annotated[tuple[str, ...], Hidden] = ("masked-lm",)
+    adapt_learning_rate: Annotated[float | None, Hidden] = None
     unfreeze: Annotated[tuple[str, ...], Hidden] = ()
     prefix_cache_memory_gb: Annotated[float, Hidden] = 2.0
     prefix_cache_disk_gb: Annotated[float, Hidden] = 20.0

@@ -5,7 +5,8 @@ FLOPs are those of the mathematics, whatever an implementation skips or does twi
 
     per token     2 for every number of a matrix in the forward pass, 2 more for the gradient of the layer's input where
                   something trains below or in that layer, 2 more where the matrix itself trains: 6 in all with full
-    attention     4 x length x hidden a layer and token for scores and mixing, as often again, twice, backwards: 12 in all
+    attention     4 x length x hidden a layer and token for scores and mixing, as often again, twice, backwards: 12 in all;
+                  half of it in a decoder, where a token sees only those before it
     heads         alike, for every position they read: one an example, or the masked ones
 """
 
@@ -37,13 +38,15 @@ def model_flops(model: Model, labels: Labels, objective: Objective, rows: int, l
     """
     layers, hidden = model.config.num_hidden_layers, model.config.hidden_size
     first = model.prefix_layers if prefix else 0
+    (part,) = model.config.parts
+    pairs = 2 if model.config.causal else 4  # a position that sees only those before it sees half of them on average
     passes = 0
     for term in objective:
-        total, below = 0, any(labels[name] == "trained" for name in model.shapes if name.startswith("encoder.embeddings."))
+        total, below = 0, any(labels[name] == "trained" for name in model.shapes if name.startswith(f"{part}.embeddings."))
         for number in range(layers):
-            names = [name for name in model.shapes if name.startswith(f"encoder.layers.{number}.")]
+            names = [name for name in model.shapes if name.startswith(f"{part}.layers.{number}.")]
             below = below or any(labels[name] == "trained" for name in names)
-            attention = 4 * length * hidden * (1 + 2 * below)
+            attention = pairs * length * hidden * (1 + 2 * below)
             total += (number >= first) * (_matrices(model, labels, names, below) + attention)
         passes += rows * length * total
         masked = isinstance(term.loss, MaskedLM)
@@ -51,7 +54,7 @@ def model_flops(model: Model, labels: Labels, objective: Objective, rows: int, l
         heads = [name for name in model.shapes if re.match(r"masked_lm\." if masked else r"(pooler|classifier)\.", name)]
         passes += read * _matrices(model, labels, heads, True)
         if masked:  # the word embeddings are the output matrix
-            passes += read * _matrices(model, labels, ["encoder.embeddings.word.embedding"], True)
+            passes += read * _matrices(model, labels, [f"{part}.embeddings.word.embedding"], True)
     return passes
 
 

@@ -34,7 +34,7 @@ from ftjax.evaluation import all_logits, classification_metrics, predict_step, s
 from ftjax.parallel import Compiled, data_mesh
 from ftjax.partition import count
 from ftjax.prefix import Attach, FrozenPrefix, Limits, prefix_step, unchanged
-from ftjax.prepare import Data, Run, prepare
+from ftjax.prepare import Run, prepare
 from ftjax.pretrained import save_pretrained
 from ftjax.pretrained.tensors import read_json
 from ftjax.step import Metrics, eval_step
@@ -86,19 +86,28 @@ def fit(config: TrainConfig, terminal: Terminal) -> dict[str, Any]:
         terminal.say(f"{config.output}: this run is complete; nothing to do.")
         return json.loads((config.output / "result.json").read_text(encoding="utf-8"))
     run = prepare(config, terminal.say, rundir.bucket_lengths(config.output) if resuming else ())
-    with _disk_errors(config.output), _signals() as stopped:
+    with _disk_errors(config.output):
         config.output.mkdir(parents=True, exist_ok=True)
         if not resuming:
-            rundir.write_json(config.output / "config.json", describe(run))
-        session = Session(run, terminal, load_seconds=time.perf_counter() - start, stopped=stopped)
-        return session.run_all()
+            rundir.write_json(config.output / "config.json", describe(config, run))
+    adaptation: dict[str, Any] = {}
+    loading = start
+    if config.adapt_epochs:
+        terminal.say("\nAdaptation to the texts")
+        adaptation = {"adaptation": fit(dataclasses.replace(config.adaptation, resume=True), terminal)}
+        terminal.say("\nThe run itself, from the adapted model")
+        loading = time.perf_counter()
+        run = prepare(config.after_adaptation, lambda line: None, run.data.buckets)
+    with _disk_errors(config.output), _signals() as stopped:
+        session = Session(run, terminal, load_seconds=time.perf_counter() - loading, stopped=stopped)
+        return session.run_all(adaptation)
 
 
-def describe(run: Run) -> dict[str, Any]:
+def describe(config: TrainConfig, run: Run) -> dict[str, Any]:
     """config.json: every setting, the class names, versions, device and the command that was run."""
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "datasets", "numpy")
     return {
-        **run.config.to_dict(),
+        **config.to_dict(),
         "labels": list(run.data.labels),
         "bucket_lengths": list(run.data.buckets),
         "device": machine.device_description(),
@@ -112,7 +121,7 @@ class Session:
 
     def __init__(self, run: Run, terminal: Terminal, load_seconds: float, stopped: list[int]) -> None:
         self.run, self.config, self.terminal, self.stopped = run, run.config, terminal, stopped
-        self.metric = metric(run.config, run.data)
+        self.metric = metric(run)
         self.higher_is_better = self.metric != "loss"
         self.mesh = data_mesh()
         self.checkpoints = Checkpoints(self.config.output / "checkpoints", higher_is_better=self.higher_is_better)
@@ -131,8 +140,8 @@ class Session:
         self.running: deque[tuple[int, int, Metrics]] = deque()  # steps under way: number, rows, metrics
         self.loss = math.nan
 
-    def run_all(self) -> dict[str, Any]:
-        """Train, score the best model, export it, and write result.json."""
+    def run_all(self, before: dict[str, Any]) -> dict[str, Any]:
+        """Train, score the best model, export it, and write result.json, into which goes too what was done before."""
         per_epoch = self.run.data.steps_per_epoch(self.config.batch_size)
         try:
             self.compile_stage()
@@ -142,7 +151,7 @@ class Session:
                     break
                 self.enter_stage()
                 self.train_epoch(epoch, per_epoch)
-            return self.finish()
+            return self.finish(before)
         finally:
             self.terminal.stop()
             if self.prefix is not None:
@@ -264,6 +273,7 @@ class Session:
             seed=config.seed,
             epoch=epoch,
             start=start,
+            labeled_rows=data.labeled_rows,
         )
         return map(self.attach_train, source)
 
@@ -326,7 +336,7 @@ class Session:
         predictions: where to write a line a row for the report.
         """
         data, size = self.run.data, self.config.batch_size
-        if data.labels:
+        if data.labels and self.run.pretrained.labels:
             logits = all_logits(self.predict, self.state.params, examples, data.buckets, size, data.pad_token_id, attach)
             if predictions is not None and data.test_rows is not None:
                 rundir.write_predictions(predictions, data.test_rows.texts, examples.labels, softmax(logits), data.labels)
@@ -337,13 +347,14 @@ class Session:
                 old = sums.setdefault(name, [0.0, 0.0])
                 sums[name] = [old[0] + float(pair[0]), old[1] + float(pair[1])]
         averages = {name: total / weight for name, (total, weight) in sums.items() if weight}
-        return {"loss": averages["masked_lm_loss"], "masked_lm_accuracy": averages["masked_lm_accuracy"]}
+        terms = ((float(t.coefficient_at(self.state.step)), averages.get(f"{t.name}_loss", 0.0)) for t in self.state.objective)
+        return {"loss": sum(coefficient * value for coefficient, value in terms), **averages}
 
     def save(self, value: float | None = None) -> None:
         """Start a checkpoint of this step."""
         self.checkpoints.save(self.state, dataclasses.asdict(self.progress), value)
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self, before: dict[str, Any]) -> dict[str, Any]:
         """The best epoch's model (the last one's without evaluation): its scores, export and result.json."""
         from ftjax.report import write_report
 
@@ -375,7 +386,7 @@ class Session:
         seconds["eval"] += clock.lap()
         save_pretrained(self.run.pretrained, {**self.run.pretrained.params, **self.state.trainable}, output / "model")
         seconds["save"] += clock.lap()
-        result |= {"peak_memory_bytes": machine.peak_memory_bytes(), "seconds": seconds}
+        result |= {"peak_memory_bytes": machine.peak_memory_bytes(), "seconds": seconds, **before}
         rundir.write_json(output / "result.json", result)
         write_report([output], output / "report.html")
         spent = ", ".join(f"{name.replace('_', ' ')} {value:.1f} s" for name, value in seconds.items())
@@ -398,8 +409,8 @@ def export(checkpoint: Path, output: Path) -> None:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"--output {output}: not empty; choose another directory.")
     config = TrainConfig.from_dict(saved)
-    run = prepare(config, lambda line: None, rundir.bucket_lengths(directory))
-    checkpoints = Checkpoints(directory / "checkpoints", higher_is_better=metric(config, run.data) != "loss", read_only=True)
+    run = prepare(config.after_adaptation, lambda line: None, rundir.bucket_lengths(directory))
+    checkpoints = Checkpoints(directory / "checkpoints", higher_is_better=metric(run) != "loss", read_only=True)
     steps = checkpoints.steps()
     chosen = checkpoints.best_step() if step is None else step
     if chosen is None or chosen not in steps:
@@ -411,9 +422,9 @@ def export(checkpoint: Path, output: Path) -> None:
         save_pretrained(run.pretrained, {**run.pretrained.params, **state.trainable}, output)
 
 
-def metric(config: TrainConfig, data: Data) -> str:
-    """What chooses the best epoch: --metric, or accuracy where there are labels, else the loss."""
-    return config.metric or ("accuracy" if data.labels else "loss")
+def metric(run: Run) -> str:
+    """What chooses the best epoch: --metric, or accuracy where classes are predicted, else the loss."""
+    return run.config.metric or ("accuracy" if run.pretrained.labels else "loss")
 
 
 def prefix_limits(config: TrainConfig) -> Limits:

@@ -73,9 +73,9 @@ def data_parallel(
 
 
 def state_specs(state: Any, mesh: Mesh) -> Any:
-    """How the arrays of a `TrainState` lie under zero1: what trains and its moments in parts, the rest whole."""
+    """How the arrays of a `TrainState` lie under zero1: what trains, its moments and averages in parts, the rest whole."""
     whole = jax.tree.map(lambda _: PartitionSpec(), state)
-    parts = {n: zero.specs(getattr(state, n), mesh.shape[DATA], DATA) for n in ("trainable", "optimizer_state")}
+    parts = {n: zero.specs(getattr(state, n), mesh.shape[DATA], DATA) for n in ("trainable", "optimizer_state", "teacher")}
     return dataclasses.replace(whole, **parts)
 
 

@@ -26,9 +26,9 @@ PRESETS: dict[str, str] = {
     "head": r"(pooler|classifier|masked_lm)\..*",
     "bias": r".*\.bias",
     "layernorm": r".*(^|[._])norm\.(scale|bias)",
-    "embeddings": r"encoder\.embeddings\..*",
-    "attention": r"encoder\.layers\.\d+\.attention\..*",
-    "mlp": r"encoder\.layers\.\d+\.mlp\..*",
+    "embeddings": r"(encoder|decoder)\.embeddings\..*",
+    "attention": r"(encoder|decoder)\.layers\.\d+\.attention\..*",
+    "mlp": r"(encoder|decoder)\.layers\.\d+\.mlp\..*",
 }
 """Specs that are one regular expression over parameter names."""
 KNOWN = (*PRESETS, "every-other", "last:K", "top:FRACTION", "lora:R", "regex:PATTERN", "rules:FILE")
@@ -100,7 +100,7 @@ def lora_rank(spec: str, where: str = "") -> int:
 
 
 def _layers(numbers: Iterable[int]) -> str:
-    return rf"encoder\.layers\.({'|'.join(map(str, sorted(numbers)))})\..*"
+    return rf"(encoder|decoder)\.layers\.({'|'.join(map(str, sorted(numbers)))})\..*"
 
 
 def _number(text: str) -> float | None:
@@ -241,9 +241,9 @@ def treat(names: Iterable[str], spec: str, *, layers: int, always: Iterable[str]
 
 def _depth(name: str, layers: int) -> int:
     """How many layers lie between a parameter and the head."""
-    if layer := re.match(r"encoder\.layers\.(\d+)\.", name):
+    if layer := re.match(r"(?:encoder|decoder)\.layers\.(\d+)\.", name):
         return layers - int(layer[1])
-    return layers + 1 if name.startswith("encoder.") else 0
+    return layers + 1 if name.startswith(("encoder.", "decoder.")) else 0
 
 
 def label(names: Iterable[str], spec: str, *, layers: int, always: Iterable[str] = ()) -> Labels:

@@ -36,7 +36,7 @@ def unchanged(batch: dict[str, Any]) -> dict[str, Any]:
     return batch
 
 
-FORMAT = 1  # of what a cached file means; a new number makes all old ones stale
+FORMAT = 2  # of what a cached file means; a new number makes all old ones stale
 
 
 def prefix_step(model: Model):  # noqa: ANN201 (the returned step is described below)
@@ -46,7 +46,7 @@ def prefix_step(model: Model):  # noqa: ANN201 (the returned step is described b
     """
 
     def step(params: Params, batch: Batch) -> jax.Array:
-        return model.bind(params).hidden_states(batch, stop=model.prefix_layers, first_token=True)[-1]
+        return model.bind(params).hidden_states(batch, stop=model.prefix_layers, readout=True)[-1]
 
     return step
 
@@ -224,7 +224,8 @@ class FrozenPrefix:
             (self.buckets, self.batch_size, self.pad_token_id),
         )
         digest.update(repr(facts).encode())
-        inside = ("encoder.embeddings.", *(f"encoder.layers.{i}." for i in range(self.model.prefix_layers)))
+        (part,) = self.model.config.parts
+        inside = (f"{part}.embeddings.", *(f"{part}.layers.{i}." for i in range(self.model.prefix_layers)))
         for name in sorted(self.params):
             if name.startswith(inside):
                 value = np.ascontiguousarray(self.params[name])

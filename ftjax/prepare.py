@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ftjax.config import TrainConfig
+from ftjax.config import CLASS_LOSSES, LABEL_LOSSES, TrainConfig
 from ftjax.data.batches import choose_buckets
 from ftjax.data.files import Rows, read_dataset, read_file
 from ftjax.data.tokenize import Examples, encode, join, label_names, load_tokenizer
 from ftjax.errors import InputError
-from ftjax.models import BertConfig, Model, Params
-from ftjax.objectives import Objective, Term
-from ftjax.objectives.classification import Classification
-from ftjax.objectives.masked_lm import MaskedLM
+from ftjax.models import Config, Params
+from ftjax.objective import Vocabulary, objective
+from ftjax.objectives.masked_lm import wordpiece_continuations
 from ftjax.optimizer import carry_over
 from ftjax.parallel import Compiled, check_batch_size, data_mesh, data_parallel, place
 from ftjax.pretrained.hub import model_directory
@@ -30,7 +30,10 @@ Say = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """The tokenised rows of a run; `labels` are the class names, () where no row has a label."""
+    """The tokenised rows of a run; `labels` are the class names, () where no row has a label.
+
+    labeled_rows: how many rows of each training batch have a label, or 0: rows come as they are.
+    """
 
     train: Examples
     eval: Examples | None
@@ -38,13 +41,18 @@ class Data:
     test_rows: Rows | None
     labels: tuple[str, ...]
     buckets: tuple[int, ...]
-    pad_token_id: int
-    mask_token_id: int | None
-    special_ids: tuple[int, ...]
+    vocabulary: Vocabulary
+    labeled_rows: int
+
+    @property
+    def pad_token_id(self) -> int:
+        """Fills rows up."""
+        return self.vocabulary.pad_token_id
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Updates an epoch; the last may have fewer rows."""
-        return -(-len(self.train) // batch_size)
+        rows = (self.train.labels < 0).sum() if self.labeled_rows else len(self.train)
+        return int(-(-rows // (batch_size - self.labeled_rows)))
 
 
 def read_rows(config: TrainConfig) -> tuple[list[Rows], Rows | None, Rows | None]:
@@ -85,6 +93,17 @@ def prepare_data(config: TrainConfig, say: Say, buckets: tuple[int, ...] = ()) -
         )
     train_rows, eval_rows, test_rows = read_rows(config)
     labels = label_names(train_rows)
+    if config.labels_per_class:
+        train_rows = [keep_labels(rows, labels, config.labels_per_class, config.seed) for rows in train_rows]
+    names = [name for name, _ in config.losses]
+    unlabeled_used = config.method == "self-supervised" and any(name not in LABEL_LOSSES for name in names)
+    if not unlabeled_used:
+        train_rows = [part for rows in train_rows if len((part := with_labels(rows)).texts)]
+    if not (config.supervised_weight or any(name in (*LABEL_LOSSES, *CLASS_LOSSES) for name in names)):
+        train_rows = [dataclasses.replace(rows, labels=None, label_names=None) for rows in train_rows]
+        labels = ()
+    if not train_rows:
+        raise InputError("No training row has a label, and nothing else is to be learnt from them.")
     declared = saved_labels(raw_config)
     if labels and set(labels) <= set(declared):
         labels = declared  # the classifier's own order, so that its head is kept
@@ -115,6 +134,14 @@ def prepare_data(config: TrainConfig, say: Say, buckets: tuple[int, ...] = ()) -
         uses = np.repeat([config.epochs, *[config.epochs / 3] * (len(lengths) - 1)], [len(part) for part in lengths])
         most, cost = (config.buckets, 0.0) if config.buckets else (8, compilation_in_tokens(model_config))
         buckets = choose_buckets(np.concatenate(lengths), most=most, bucket_cost=cost, uses=uses)
+    labeled = int((train.labels >= 0).sum())
+    labeled_rows = 0
+    if 0 < labeled < len(train) and (config.supervised_weight or any(name in LABEL_LOSSES for name in names)):
+        natural = (len(train) - labeled) / labeled
+        ratio = config.unlabeled_ratio or min(natural, 3.0)
+        if config.unlabeled_ratio or natural > 3.0:
+            labeled_rows = min(max(1, round(config.batch_size / (1.0 + ratio))), config.batch_size - 1)
+            say(f"Every batch: {labeled_rows} rows with a label, {config.batch_size - labeled_rows} without.")
     return Data(
         train=train,
         eval=held_out[0],
@@ -122,13 +149,42 @@ def prepare_data(config: TrainConfig, say: Say, buckets: tuple[int, ...] = ()) -
         test_rows=test_rows,
         labels=labels,
         buckets=buckets,
-        pad_token_id=tokenizer.pad_token_id or 0,
-        mask_token_id=tokenizer.mask_token_id,
-        special_ids=tuple(sorted(tokenizer.all_special_ids)),
+        vocabulary=Vocabulary(
+            pad_token_id=tokenizer.pad_token_id or 0,
+            mask_token_id=tokenizer.mask_token_id,
+            special_ids=tuple(sorted(tokenizer.all_special_ids)),
+            continuations=wordpiece_continuations(
+                tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))), model_config.vocab_size
+            ),
+        ),
+        labeled_rows=labeled_rows,
     )
 
 
-def compilation_in_tokens(config: BertConfig) -> float:
+def keep_labels(rows: Rows, names: tuple[str, ...], number: int, seed: int) -> Rows:
+    """The rows with the labels of `number` rows a class left, drawn by the seed; the others have none."""
+    if rows.labels is None:
+        return rows
+    rng = np.random.default_rng(seed)
+    given = np.array([-1 if name is None else names.index(name) for name in rows.labels])
+    kept: set[int] = set()
+    for label, name in enumerate(names):
+        found = np.flatnonzero(given == label)
+        if len(found) < number:
+            raise InputError(f"--labels-per-class {number}: {rows.source} has only {len(found)} rows of {name!r}.")
+        kept.update(rng.permutation(found)[:number].tolist())
+    return dataclasses.replace(rows, labels=[name if i in kept else None for i, name in enumerate(rows.labels)])
+
+
+def with_labels(rows: Rows) -> Rows:
+    """Only the rows that have a label."""
+    chosen = [i for i, name in enumerate(rows.labels or ()) if name is not None]
+    pairs = rows.pairs and [rows.pairs[i] for i in chosen]
+    labels = [rows.labels[i] for i in chosen] if rows.labels else None
+    return dataclasses.replace(rows, texts=[rows.texts[i] for i in chosen], pairs=pairs, labels=labels)
+
+
+def compilation_in_tokens(config: Config) -> float:
     """About how many tokens could be trained on in the time that compiling a step for one more length takes.
 
     A layer compiles in about 0.8 s (measured on 2 cores; on a TPU host it is alike) and costs 6 operations a parameter
@@ -139,33 +195,24 @@ def compilation_in_tokens(config: BertConfig) -> float:
     return 0.8 * speed / (6 * layer)
 
 
+def heads(config: TrainConfig) -> tuple[bool, bool]:
+    """Whether the objective reads (a classifier, a masked language model)."""
+    names = [name for name, weight in config.losses if not weight.is_zero]
+    return bool(config.supervised_weight) or any(name in CLASS_LOSSES for name in names), "masked-lm" in names
+
+
 def prepare_model(config: TrainConfig, data: Data) -> Pretrained:
     """The model with the heads the run needs."""
-    if config.weight and data.mask_token_id is None:
-        raise InputError(f"{config.model}: its tokenizer has no mask token, which masked language modelling needs.")
-    if not data.labels and not config.weight:
-        raise InputError("No row has a label and --self-supervised-weight is 0: there is nothing to learn from.")
-    pretrained = load_pretrained(
+    classes, masked_lm = heads(config)
+    return load_pretrained(
         config.model,
-        labels=data.labels,
+        labels=data.labels if classes else (),
         classifier=config.classifier,
-        masked_lm=config.weight > 0,
+        masked_lm=masked_lm,
         precision=config.precision,
         dropout=config.dropout,
         seed=config.seed,
     )
-    return pretrained
-
-
-def objective(config: TrainConfig, data: Data, model: Model) -> Objective:
-    """L, λ·L_self or both: the labelled term is absent where no row has a label, L_self where λ is 0."""
-    terms: list[Term] = []
-    if data.labels:
-        terms.append(Term("classification", 1.0, Classification(model)))
-    if config.weight and data.mask_token_id is not None:
-        masked = MaskedLM(model, data.mask_token_id, data.special_ids, config.mask_probability)
-        terms.append(Term("masked_lm", config.weight, masked))
-    return tuple(terms)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,6 +240,7 @@ class Run:
             seed=self.config.seed,
             microbatches=self.config.gradient_accumulation,
             precision=self.config.precision,
+            teacher_decay=self.config.teacher_decay,
         )
 
     def state_of(self, number: int, before: TrainState | None = None) -> TrainState:
@@ -201,7 +249,13 @@ class Run:
         state = self.new_state(number, {**self.pretrained.params, **learnt})
         if before is not None:
             optimizer_state = carry_over(before.optimizer_state, state.optimizer_state)
-            state = dataclasses.replace(state, step=before.step, key=before.key, optimizer_state=optimizer_state)
+            state = dataclasses.replace(
+                state,
+                step=before.step,
+                key=before.key,
+                optimizer_state=optimizer_state,
+                teacher=state.teacher | before.teacher,
+            )
         return place(state, data_mesh(), zero1=self.zero1)
 
     @property
@@ -236,7 +290,8 @@ def assemble(config: TrainConfig, data: Data, pretrained: Pretrained, say: Say) 
         seed=config.seed,
     )
     per_epoch = data.steps_per_epoch(config.batch_size)
-    stages = stages_of(config, pretrained, lambda model: objective(config, data, model), per_epoch)
+    terms = functools.partial(objective, config, data.vocabulary, labeled=bool(data.labels), steps=config.epochs * per_epoch)
+    stages = stages_of(config, pretrained, terms, per_epoch)
     if new := new_heads(pretrained):
         say(f"Not in the checkpoint, initialised and trained: {', '.join(new)}")
     if (lora := pretrained.model.lora) is not None:

@@ -91,10 +91,12 @@ def choose_lora(pretrained: Pretrained, specs: Sequence[str], *, alpha: float, t
     names, layers = list(pretrained.model.shapes), pretrained.model.config.num_hidden_layers
     trained = set().union(*(without_lora(spec, names, layers=layers) for spec in specs))
     try:
-        wanted = re.compile(rf"encoder\.layers\.\d+\.({targets})")
+        wanted = re.compile(rf"(encoder|decoder)\.layers\.\d+\.({targets})")
     except re.error as error:
         raise InputError(f"--lora-targets {targets}: not a regular expression ({error}).") from None
-    dense = [name.removesuffix(".kernel") for name in names if name.endswith(".kernel") and name.startswith("encoder.")]
+    dense = [
+        name.removesuffix(".kernel") for name in names if name.endswith(".kernel") and name.startswith(("encoder.", "decoder."))
+    ]
     matched = [name for name in dense if wanted.fullmatch(name)]
     modules = tuple(name for name in matched if f"{name}.kernel" not in trained)
     if not modules:

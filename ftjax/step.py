@@ -16,6 +16,7 @@ import optax
 from ftjax import zero
 from ftjax.models import Params
 from ftjax.objectives import Average, Batch, Objective, average, measure
+from ftjax.objectives.teacher import PREFIX
 from ftjax.partition import Labels, split
 
 Metrics = dict[str, Average]
@@ -23,18 +24,19 @@ Metrics = dict[str, Average]
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["step", "key", "trainable", "frozen", "optimizer_state"],
-    meta_fields=["objective", "optimizer", "microbatches"],
+    data_fields=["step", "key", "trainable", "frozen", "optimizer_state", "teacher"],
+    meta_fields=["objective", "optimizer", "microbatches", "teacher_decay"],
 )
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything a step reads and writes, as one pytree; the last three fields are static.
+    """Everything a step reads and writes, as one pytree; the last four fields are static.
 
     step: int32 scalar, how many updates have been made. key: the run's typed PRNG key; never changes, steps fold in.
     trainable, frozen: disjoint dictionaries, dotted name -> array; what trains is float32. optimizer_state: of the
-    trainable ones only.
+    trainable ones only. teacher: averages over the steps of what trains, as `teacher.NAME` (see
+    `ftjax.objectives.teacher`), or empty.
     objective, optimizer: what is minimised and how. microbatches: into how many parts a batch is cut (gradient
-    accumulation); the result is that of the whole batch.
+    accumulation); the result is that of the whole batch. teacher_decay: what an average keeps of itself in a step.
     """
 
     step: jax.Array
@@ -42,9 +44,11 @@ class TrainState:
     trainable: Params
     frozen: Params
     optimizer_state: optax.OptState
+    teacher: Params
     objective: Objective
     optimizer: optax.GradientTransformation
     microbatches: int = 1
+    teacher_decay: float = 0.0
 
     @property
     def params(self) -> Params:
@@ -61,11 +65,13 @@ def create_state(
     seed: int = 0,
     microbatches: int = 1,
     precision: str = "float32",
+    teacher_decay: float = 0.0,
 ) -> TrainState:
     """The state before the first step. The arrays are copied: steps may donate the state and `params` stay valid.
 
     precision: of the model's dot products. Frozen matrices are kept in it, since nothing reads them in more; frozen
     vectors (biases, norms) take part in sums and stay float32, as does all that trains.
+    teacher_decay: above 0, a mean teacher is kept, which starts as the student.
     """
     trainable, frozen = split(dict(params), labels)
     trainable = {name: jnp.array(value, copy=True) for name, value in trainable.items()}
@@ -76,9 +82,11 @@ def create_state(
         trainable=trainable,
         frozen=frozen,
         optimizer_state=optimizer.init(trainable),
+        teacher={PREFIX + name: jnp.array(value, copy=True) for name, value in trainable.items()} if teacher_decay else {},
         objective=objective,
         optimizer=optimizer,
         microbatches=microbatches,
+        teacher_decay=teacher_decay,
     )
 
 
@@ -103,23 +111,27 @@ def train_step(
     key = jax.random.fold_in(state.key, state.step)
     parts = microbatches(batch, state.microbatches)
     cuts = cuts or {}
-    params = zero.gather(state.trainable, cuts, axis_name, jnp.dtype(dtype)) if cuts else state.trainable
+    whole = functools.partial(zero.gather, axis_name=axis_name, dtype=jnp.dtype(dtype))
+    params = whole(state.trainable, cuts) if cuts else state.trainable
+    teacher_cuts = {PREFIX + name: at for name, at in cuts.items()}
+    fixed = {**state.frozen, **(whole(state.teacher, teacher_cuts) if cuts else state.teacher)}
 
     def everywhere(tree: Any) -> Any:
         return tree if axis_name is None else jax.lax.psum(tree, axis_name)
 
     def term_weights(part: Batch) -> dict[str, jax.Array]:
-        losses, _ = measure(state.objective, {**state.frozen, **params}, part, key)
+        losses, _ = measure(state.objective, {**fixed, **params}, part, key)
         return {name: weight for name, (_, weight) in losses.items()}
 
     # Of a batch in one piece the loss itself knows the weights; asking before would trace the model twice.
-    whole = state.microbatches == 1
-    summed = {} if whole else everywhere(jax.tree.map(lambda w: w.sum(0), jax.lax.map(term_weights, parts)))
+    at_once = state.microbatches == 1
+    summed = {} if at_once else everywhere(jax.tree.map(lambda w: w.sum(0), jax.lax.map(term_weights, parts)))
 
     def loss(trainable: Params, part: Batch) -> tuple[jax.Array, Metrics]:
-        losses, metrics = measure(state.objective, {**state.frozen, **trainable}, part, key)
-        weights = everywhere({name: weight for name, (_, weight) in losses.items()}) if whole else summed
-        total = sum(t.coefficient * average((losses[t.name][0], weights[t.name])) for t in state.objective)
+        losses, metrics = measure(state.objective, {**fixed, **trainable}, part, key)
+        weights = everywhere({name: weight for name, (_, weight) in losses.items()}) if at_once else summed
+        terms = ((t.coefficient_at(state.step), (losses[t.name][0], weights[t.name])) for t in state.objective)
+        total = sum(coefficient * average(pair) for coefficient, pair in terms)
         return jnp.asarray(total), metrics | {f"{name}_loss": pair for name, pair in losses.items()}
 
     def measured(part: Batch) -> tuple[jax.Array, Metrics, Params]:
@@ -127,7 +139,7 @@ def train_step(
         return total, metrics, gradients
 
     first = jax.tree.map(lambda x: x[0], parts)
-    if whole:
+    if at_once:
         sums = measured(first)
     else:
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(measured, first))
@@ -143,12 +155,10 @@ def train_step(
     with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer powers, which strict promotion refuses
         updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, state.trainable, gradient_norm=norm)
     metrics |= {"loss": (total, jnp.ones(())), "gradient_norm": (norm, jnp.ones(()))}
-    new = dataclasses.replace(
-        state,
-        step=state.step + 1,
-        trainable=optax.apply_updates(state.trainable, updates),
-        optimizer_state=optimizer_state,
-    )
+    trainable = optax.apply_updates(state.trainable, updates)
+    keep = state.teacher_decay
+    teacher = {name: keep * mean + (1.0 - keep) * trainable[name.removeprefix(PREFIX)] for name, mean in state.teacher.items()}
+    new = dataclasses.replace(state, step=state.step + 1, trainable=trainable, optimizer_state=optimizer_state, teacher=teacher)
     return new, metrics
 
 
@@ -170,5 +180,5 @@ def microbatches(batch: Batch, number: int) -> Batch:
 
 def eval_step(state: TrainState, batch: Batch) -> Metrics:
     """The objective's losses and metrics on a batch, dropout off: `loss`, NAME_loss and the terms' own metrics."""
-    losses, metrics = measure(state.objective, state.params, batch, None)
+    losses, metrics = measure(state.objective, {**state.params, **state.teacher}, batch, None)
     return metrics | {f"{name}_loss": pair for name, pair in losses.items()}

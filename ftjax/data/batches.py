@@ -71,6 +71,39 @@ def plan_epoch(
     return batches
 
 
+def plan_mixed_epoch(
+    lengths: np.ndarray,
+    labeled: np.ndarray,
+    buckets: tuple[int, ...],
+    batch_size: int,
+    labeled_rows: int,
+    *,
+    seed: int,
+    epoch: int = 0,
+) -> list[tuple[int, np.ndarray]]:
+    """As `plan_epoch`, with `labeled_rows` rows that have a label in every batch, whose others have none.
+
+    labeled: bool (rows,). Every row without a label is in exactly one batch. Those with one come as often as that takes,
+    each about as often as the others: whichever of those that fit has been used least, by chance among equals.
+    """
+    without, having = np.flatnonzero(~labeled), np.flatnonzero(labeled)
+    batches = []
+    rng = np.random.default_rng([seed, epoch, labeled_rows])
+    rank = np.zeros(len(having))
+    for bucket, rows in plan_epoch(lengths[without], buckets, batch_size - labeled_rows, seed=seed, epoch=epoch):
+        fits = lengths[having] <= bucket
+        if not fits.any():
+            bucket = buckets[np.searchsorted(buckets, lengths[having].min())]
+            fits = lengths[having] <= bucket
+        chosen: list[int] = []
+        while len(chosen) < labeled_rows:  # more than once around where fewer rows fit than are asked for
+            order = np.where(fits, rank + rng.random(len(having)), np.inf).argsort()[: min(fits.sum(), labeled_rows - len(chosen))]
+            rank[order] += 1
+            chosen += list(having[order])
+        batches.append((bucket, np.concatenate([chosen, without[rows]])))
+    return batches
+
+
 def make_batch(examples: Examples, rows: np.ndarray, length: int, batch_size: int, pad_token_id: int) -> dict[str, np.ndarray]:
     """The rows as an `ftjax.objectives.Batch` of shape (batch_size, length), padded on the right and at the bottom."""
     ids = np.full((batch_size, length), pad_token_id, np.int32)
@@ -100,7 +133,13 @@ def batches(
     seed: int | None,
     epoch: int = 0,
     start: int = 0,
+    labeled_rows: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The batches of an epoch from number `start` on."""
-    for length, rows in plan_epoch(examples.lengths, buckets, batch_size, seed=seed, epoch=epoch)[start:]:
+    """The batches of an epoch from number `start` on. labeled_rows: of each batch, see `plan_mixed_epoch`; 0: as they come."""
+    if labeled_rows and seed is not None:
+        labeled = examples.labels >= 0
+        plan = plan_mixed_epoch(examples.lengths, labeled, buckets, batch_size, labeled_rows, seed=seed, epoch=epoch)
+    else:
+        plan = plan_epoch(examples.lengths, buckets, batch_size, seed=seed, epoch=epoch)
+    for length, rows in plan[start:]:
         yield make_batch(examples, rows, length, batch_size, pad_token_id)

@@ -15,11 +15,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ftjax.models.bert import BertConfig
-from ftjax.models.heads import Classifier, TextModel, leading
+from ftjax.models.bert import BertConfig, BertEncoder
+from ftjax.models.body import Body, Classifier, Config
+from ftjax.models.heads import TextModel, leading
 from ftjax.models.layers import Dense
 
 Params = dict[str, jax.Array]
+
+BODIES: dict[type[Config], type[Body]] = {BertConfig: BertEncoder}
+"""The supported architectures: config -> body. Their files' names for parameters are in `ftjax.pretrained.names`."""
+CONFIGS: dict[str, type[Config]] = {config.model_type: config for config in BODIES}
+"""config.json's `model_type` -> config."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +54,7 @@ class Model:
     remat: whether layers are computed again in the backward pass, which saves memory.
     """
 
-    config: BertConfig
+    config: Config
     graph: nnx.GraphDef[TextModel]
     paths: tuple[tuple[Any, ...], ...]
     heads: tuple[tuple[str, Any], ...]
@@ -74,7 +80,8 @@ class Model:
 
     def freeze(self, trained: Collection[str]) -> Model:
         """The model whose embeddings and layers have their dropout off, unless a parameter among `trained` is in them."""
-        stages = ["encoder.embeddings.", *(f"encoder.layers.{i}." for i in range(self.config.num_hidden_layers))]
+        (part,) = self.config.parts
+        stages = [f"{part}.embeddings.", *(f"{part}.layers.{i}." for i in range(self.config.num_hidden_layers))]
         return dataclasses.replace(self, frozen=tuple(not any(n.startswith(s) for n in trained) for s in stages))
 
 
@@ -84,7 +91,7 @@ def dotted(path: tuple[Any, ...]) -> str:
 
 
 def build(
-    config: BertConfig,
+    config: Config,
     *,
     num_labels: int | None = None,
     classifier: Classifier = "pooled",
@@ -108,6 +115,7 @@ def build(
     def module() -> TextModel:
         made = TextModel(
             config,
+            BODIES[type(config)],
             num_labels=num_labels,
             classifier=classifier,
             pooler=pooler,

@@ -3,48 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from ftjax.errors import InputError, did_you_mean
-from ftjax.models.layers import ACTIVATIONS, Dense, Embedding, LayerNorm, attention, attention_weights, dot
+from ftjax.models.body import Config
+from ftjax.models.layers import ACTIVATIONS, Dense, Embedding, LayerNorm, attention, attention_bias, attention_weights, dot
 from ftjax.random import dropout, fold_in
 
 
 @dataclasses.dataclass(frozen=True)
-class BertConfig:
-    """The numbers that fix a BERT; the names are those of Hugging Face's config.json."""
+class BertConfig(Config):
+    """BERT's numbers; the defaults are bert-base-uncased."""
+
+    model_type: ClassVar[str] = "bert"
+    dropout_fields: ClassVar[tuple[str, ...]] = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
 
     vocab_size: int = 30522
     hidden_size: int = 768
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
     intermediate_size: int = 3072
+    max_position_embeddings: int = 512
     hidden_act: str = "gelu"
     hidden_dropout_prob: float = 0.1
     attention_probs_dropout_prob: float = 0.1
     classifier_dropout: float | None = None
-    max_position_embeddings: int = 512
     type_vocab_size: int = 2
     layer_norm_eps: float = 1e-12
-    initializer_range: float = 0.02
-    pad_token_id: int | None = 0
 
-    @classmethod
-    def from_dict(cls, config: dict[str, Any], source: str) -> BertConfig:
-        """Read config.json's dictionary; raises InputError naming `source` for what would change the result unnoticed."""
-        known = {field.name: field for field in dataclasses.fields(cls)}
-        self = cls(**{name: value for name, value in config.items() if name in known})
-        for name, value in dataclasses.asdict(self).items():
-            number = float if "float" in str(known[name].type) else int
-            optional = value is None and "None" in str(known[name].type)
-            if name != "hidden_act" and not optional and (isinstance(value, bool) or not isinstance(value, int | number)):
-                raise InputError(f"{source}: {name} is {value!r}, not a number.")
-        if min(self.vocab_size, self.hidden_size, self.num_attention_heads, self.intermediate_size) < 1:
-            raise InputError(f"{source}: vocab_size, hidden_size, num_attention_heads and intermediate_size must be positive.")
+    def check(self, config: dict[str, Any], source: str) -> None:
         if self.hidden_act not in ACTIVATIONS:
             near = did_you_mean(str(self.hidden_act), ACTIVATIONS)
             raise InputError(f"{source}: unknown hidden_act {self.hidden_act!r}; known are {', '.join(ACTIVATIONS)}.{near}")
@@ -52,10 +44,11 @@ class BertConfig:
             raise InputError(
                 f"{source}: hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}."
             )
-        for name, plain in (("position_embedding_type", "absolute"), ("is_decoder", False), ("add_cross_attention", False)):
-            if config.get(name, plain) != plain:
-                raise InputError(f"{source}: {name}={config[name]!r} is not supported for BERT; only {plain!r} is.")
-        return self
+        self.only(config, source, position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
+
+    @property
+    def head_dropout(self) -> float:
+        return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
 
 
 class BertEmbeddings(nnx.Module):
@@ -128,7 +121,7 @@ class BertMLP(nnx.Module):
 class BertLayer(nnx.Module):
     """One transformer layer: attention and MLP, each with dropout, residual and layer norm after it.
 
-    With `first_token` only the output of the first position is computed, (batch, 1, hidden): it attends to all the
+    With `readout` only the output of the first position is computed, (batch, 1, hidden): it attends to all the
     others, but their own outputs would be read by nobody.
     """
 
@@ -139,30 +132,34 @@ class BertLayer(nnx.Module):
         self.mlp_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.dropout_rate = config.hidden_dropout_prob
 
-    def __call__(self, hidden: jax.Array, bias: jax.Array, seeds: jax.Array | None, *, first_token: bool = False) -> jax.Array:
+    def __call__(self, hidden: jax.Array, bias: jax.Array, seeds: jax.Array | None, *, readout: bool = False) -> jax.Array:
         weights, after_attention, after_mlp = (None if seeds is None else fold_in(seeds, i) for i in range(3))
-        attend = self.attention.first_token if first_token else self.attention
+        attend = self.attention.first_token if readout else self.attention
         attended = dropout(attend(hidden, bias, weights), self.dropout_rate, after_attention)
-        hidden = self.attention_norm((hidden[:, :1] if first_token else hidden) + attended)
+        hidden = self.attention_norm((hidden[:, :1] if readout else hidden) + attended)
         return self.mlp_norm(hidden + dropout(self.mlp(hidden), self.dropout_rate, after_mlp))
 
 
 class BertEncoder(nnx.Module):
-    """Embeddings and layers, run one after the other by whoever needs their outputs.
-
-    `seeds` (uint32 (batch,), see `ftjax.random`) turns dropout on; None leaves it off.
-    """
+    """Embeddings and layers, see `ftjax.models.body.Body`; a classifier reads the first position."""
 
     def __init__(self, config: BertConfig, dtype: jnp.dtype) -> None:
         self.embeddings = BertEmbeddings(config)
         self.layers = nnx.List([BertLayer(config, dtype) for _ in range(config.num_hidden_layers)])
 
-    def embed(self, input_ids: jax.Array, token_type_ids: jax.Array, seeds: jax.Array | None) -> jax.Array:
-        """int32 (batch, length) each to float32 (batch, length, hidden), what the first layer takes."""
-        return self.embeddings(input_ids, token_type_ids, seeds)
+    def embed(self, batch: Mapping[str, jax.Array], seeds: jax.Array | None) -> jax.Array:
+        return self.embeddings(batch["input_ids"], batch["token_type_ids"], seeds)
+
+    def context(self, batch: Mapping[str, jax.Array]) -> jax.Array:
+        return attention_bias(batch["attention_mask"])
 
     def layer(
-        self, number: int, hidden: jax.Array, bias: jax.Array, seeds: jax.Array | None, *, first_token: bool = False
+        self, number: int, hidden: jax.Array, context: jax.Array, seeds: jax.Array | None, *, readout: bool = False
     ) -> jax.Array:
-        """The output of layer `number` for its input (batch, length, hidden); bias as of `attention_bias`."""
-        return self.layers[number](hidden, bias, None if seeds is None else fold_in(seeds, number), first_token=first_token)
+        return self.layers[number](hidden, context, None if seeds is None else fold_in(seeds, number), readout=readout)
+
+    def finish(self, hidden: jax.Array) -> jax.Array:
+        return hidden
+
+    def vocabulary(self) -> jax.Array:
+        return self.embeddings.word.embedding[...]

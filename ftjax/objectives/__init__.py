@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from ftjax.models import Params
+from ftjax.objectives.schedule import Schedule
 from ftjax.random import example_seeds, fold_in
 
 Batch = dict[str, jax.Array]
@@ -34,11 +35,15 @@ NO_LABEL = -100
 
 @dataclasses.dataclass(frozen=True)
 class Term:
-    """One summand of the objective: its name in logs, its coefficient and its loss."""
+    """One summand of the objective: its name in logs, its coefficient (or that by step) and its loss."""
 
     name: str
-    coefficient: float
+    coefficient: float | Schedule
     loss: Loss
+
+    def coefficient_at(self, step: jax.Array) -> jax.Array | float:
+        """The coefficient in a step, whose number is an int32 scalar."""
+        return self.coefficient(step) if callable(self.coefficient) else self.coefficient
 
 
 Objective = tuple[Term, ...]

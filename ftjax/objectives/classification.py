@@ -24,7 +24,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.
 def class_logits(model: Model, params: Params, batch: Batch, seeds: jax.Array | None) -> jax.Array:
     """float32 (batch, classes); with seeds the model is in training mode."""
     module = model.bind(params)
-    hidden = module.hidden_states(batch, seeds=seeds, frozen=model.frozen, first_token=True)
+    hidden = module.hidden_states(batch, seeds=seeds, frozen=model.frozen, readout=True)
     return module.classify(hidden[-1], seeds=seeds)
 
 

@@ -34,7 +34,7 @@ def mean_pool(hidden: jax.Array, attention_mask: jax.Array) -> jax.Array:
 def embeddings(model: Model, params: Params, batch: Batch, seeds: jax.Array | None, pooling: Pooling) -> jax.Array:
     """float32 (batch, hidden); with seeds the model is in training mode."""
     first = pooling == "first-token"
-    hidden = model.bind(params).hidden_states(batch, seeds=seeds, frozen=model.frozen, first_token=first)
+    hidden = model.bind(params).hidden_states(batch, seeds=seeds, frozen=model.frozen, readout=first)
     return hidden[-1][:, 0] if first else mean_pool(hidden[-1], batch["attention_mask"])
 
 

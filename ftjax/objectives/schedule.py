@@ -1,45 +1,33 @@
-"""A coefficient λ over the run: a number, or a line from one number to another."""
+"""A coefficient λ over the run."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from ftjax.errors import InputError
+from ftjax.weight import Weight
 
-LARGEST = float(jnp.finfo(jnp.float32).max)
+Schedule = Callable[[jax.Array], jax.Array]
+"""The step's number, int32 scalar -> the coefficient in that step, float32 scalar."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Weight:
-    """start + (end - start) · fraction: the coefficient where this fraction of the run is done."""
+class Line:
+    """start + (end - start) · step / steps, and `end` from there on."""
 
     start: float
     end: float
+    steps: int
 
-    def __call__(self, fraction: jax.Array | float) -> jax.Array:
-        """Float32 scalar; fraction in [0, 1] may be traced, and what is outside is taken as the nearest end."""
-        done = jnp.clip(jnp.asarray(fraction, jnp.float32), 0.0, 1.0)
+    def __call__(self, step: jax.Array | int) -> jax.Array:
+        """Float32 scalar; step may be traced."""
+        done = jnp.clip(jnp.asarray(step, jnp.float32) / max(self.steps, 1), 0.0, 1.0)
         return self.start + (self.end - self.start) * done
 
-    @property
-    def is_zero(self) -> bool:
-        """Whether the term never counts, so that it can be left out."""
-        return self.start == self.end == 0.0
 
-
-def parse_weight(text: str, flag: str = "--self-supervised-weight") -> Weight:
-    """ "0.1" (constant) or "linear:0->1" (a line over the run); InputError, naming the flag, for anything else."""
-    kind, colon, ends = text.partition(":")
-    parts = ends.split("->") if colon else [text, text]
-    try:
-        start, end = map(float, parts)
-    except ValueError:
-        start = end = -1.0
-    if (colon and kind.strip() != "linear") or not (0.0 <= start <= LARGEST and 0.0 <= end <= LARGEST):  # nan is neither
-        raise InputError(
-            f"{flag} {text!r}: must be 0 or a positive number, such as 0.1, or a line over the run, such as 'linear:0->1'."
-        )
-    return Weight(start, end)
+def over(weight: Weight, steps: int) -> float | Schedule:
+    """The coefficient of a run of so many steps."""
+    return weight.start if weight.start == weight.end else Line(weight.start, weight.end, steps)

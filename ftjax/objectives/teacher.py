@@ -3,7 +3,7 @@
 A mean teacher (Tarvainen & Valpola, 2017, https://arxiv.org/abs/1703.01780) has an average of the student's parameters
 over the steps. Parameters are one flat dictionary and a model takes from it what it knows, so the averages can ride
 in it under names with a prefix: `teacher.encoder...`. Then a loss stays a function of (params, batch, seeds), the
-averages are frozen parameters to the step, and only what trains needs one. Nothing here makes or updates them.
+averages are frozen parameters to the loss, and only what trains needs one. `ftjax.step` makes and updates them.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from ftjax.errors import InputError, did_you_mean
-from ftjax.models import BertConfig, Classifier, Lora, Model, Params, build, initial_value, with_lora
+from ftjax.models import CONFIGS, Classifier, Config, Lora, Model, Params, build, initial_value, with_lora
 from ftjax.models.shapes import SHAPES
 from ftjax.pretrained.hub import model_directory
 from ftjax.pretrained.names import TABLES, NameTable
@@ -46,19 +46,19 @@ class Pretrained:
     raw_config: dict[str, Any]
 
 
-def read_config(directory: Path | str) -> tuple[BertConfig, dict[str, Any], NameTable]:
+def read_config(directory: Path | str) -> tuple[Config, dict[str, Any], NameTable]:
     """config.json as (config, dictionary, name table); InputError for an architecture that is not supported.
 
     directory: or the name of a shape without weights, see `ftjax.models.shapes`.
     """
     raw = SHAPES[directory] if isinstance(directory, str) else read_json(directory / "config.json")
     model_type = raw.get("model_type")
-    if model_type not in TABLES:
-        near = did_you_mean(str(model_type), TABLES)
+    if model_type not in CONFIGS:
+        near = did_you_mean(str(model_type), CONFIGS)
         raise InputError(
-            f"{directory}: architecture {model_type!r} is not supported; supported are: {', '.join(TABLES)}.{near}"
+            f"{directory}: architecture {model_type!r} is not supported; supported are: {', '.join(CONFIGS)}.{near}"
         )
-    return BertConfig.from_dict(raw, f"{directory}/config.json"), raw, TABLES[model_type]
+    return CONFIGS[model_type].from_dict(raw, f"{directory}/config.json"), raw, TABLES[model_type]
 
 
 def saved_labels(raw_config: dict[str, Any]) -> tuple[str, ...]:
@@ -118,8 +118,7 @@ def load_pretrained(
     directory = model_directory(name_or_directory)
     config, raw_config, table = read_config(directory)
     if dropout is not None:
-        rates = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
-        config = dataclasses.replace(config, **dict.fromkeys(rates, dropout))
+        config = config.with_dropout(dropout)
     tensors, spelled = read_canonical(directory, table)
     rows = len(tensors["classifier.weight"]) if "classifier.weight" in tensors else 0
     in_files = (saved_labels(raw_config) or unnamed(rows)) if rows else ()
@@ -163,7 +162,7 @@ def load_pretrained(
     unexpected = [spelled[n] for n in tensors if n not in used and not table.is_carried(n)]
     if unexpected:
         raise InputError(f"{directory}: unexpected weights: {_some(unexpected)}; is config.json that of another model?")
-    if lost := [name for name in new if name.startswith("encoder.")]:
+    if lost := [name for name in new if name.startswith(config.parts)]:
         raise InputError(f"{directory}: missing weights: {_some([table.theirs(name)[0] for name in lost])}.")
 
     params |= _initialised(model, new, seed)

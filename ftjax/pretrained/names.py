@@ -18,6 +18,7 @@ class NameTable:
 
     prefix: what task models put before the base model's names, and base models leave out ("bert.").
     rules: our name, theirs (base names carry the prefix), transposed.
+    classes: transformers' class for a classifier, and for a language model.
     carried: regular expressions of tensors that files may hold and the model here has no use for: buffers, copies of
         tied weights, heads of pretraining tasks. Anything else unexpected is an error.
     """
@@ -25,6 +26,7 @@ class NameTable:
     prefix: str
     rules: tuple[Rule, ...]
     carried: tuple[str, ...]
+    classes: tuple[str, str]
 
     def theirs(self, ours: str) -> tuple[str, bool]:
         """Our name to (their name, transposed). Raises KeyError for a name no rule covers."""
@@ -88,6 +90,7 @@ BERT = NameTable(
         r"classifier\.(weight|bias)",
         r"qa_outputs\.(weight|bias)",
     ),
+    classes=("BertForSequenceClassification", "BertForMaskedLM"),
 )
 
 TABLES: dict[str, NameTable] = {"bert": BERT}

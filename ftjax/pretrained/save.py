@@ -49,7 +49,7 @@ def save_pretrained(pretrained: Pretrained, params: Params, directory: str | Pat
         config.pop("torch_dtype", None)
         if has_head:
             config |= {
-                "architectures": ["BertForSequenceClassification"],
+                "architectures": [table.classes[0]],
                 "problem_type": "single_label_classification",
                 "id2label": {str(i): label for i, label in enumerate(pretrained.labels)},
                 "label2id": {label: i for i, label in enumerate(pretrained.labels)},
@@ -59,7 +59,7 @@ def save_pretrained(pretrained: Pretrained, params: Params, directory: str | Pat
             else:
                 config.pop("ftjax_classifier", None)
         elif "masked_lm.bias" in params:
-            config["architectures"] = ["BertForMaskedLM"]
+            config["architectures"] = [table.classes[1]]
     write_tensors(tensors, directory)
     for name in TOKENIZER_FILES:
         if (pretrained.directory / name).is_file():

@@ -1,0 +1,108 @@
+"""Settings -> the terms of the objective: L, λ·L_self or both."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from ftjax.config import CLASS_LOSSES, LABEL_LOSSES, TrainConfig
+from ftjax.errors import InputError
+from ftjax.models import Model
+from ftjax.objectives import Loss, Objective, Term
+from ftjax.objectives.augment import Augmentation, Identity, SpanDeletion, TokenDropout, WordSwap
+from ftjax.objectives.classification import Classification
+from ftjax.objectives.consistency import Consistency
+from ftjax.objectives.contrastive import DropoutPairs, LabelPairs
+from ftjax.objectives.entropy import Entropy
+from ftjax.objectives.masked_lm import MaskedLM
+from ftjax.objectives.pseudo_label import PseudoLabel
+from ftjax.objectives.schedule import over
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """What losses must know of the tokenizer. continuations: see `ftjax.objectives.masked_lm.MaskedLM`."""
+
+    pad_token_id: int
+    mask_token_id: int | None
+    special_ids: tuple[int, ...]
+    continuations: bytes
+
+
+def objective(config: TrainConfig, vocabulary: Vocabulary, model: Model, *, labeled: bool, steps: int) -> Objective:
+    """The terms that the settings ask for. labeled: whether any row has a label; L is left out otherwise.
+
+    Raises InputError where nothing is left to learn from, or a term cannot work with this model and these rows.
+    """
+    terms: list[Term] = []
+    if labeled and config.supervised_weight:
+        terms.append(Term("classification", config.supervised_weight, Classification(model)))
+    for name, weight in config.losses:
+        if name in (*CLASS_LOSSES, *LABEL_LOSSES) and not labeled:
+            raise InputError(f"--self-supervised-loss {name} needs some rows with a label, and there are none.")
+        if not weight.is_zero:
+            loss = LOSSES[name](config, vocabulary, model)
+            terms.append(Term(name.replace("-", "_"), over(weight, steps), loss))
+    if not terms:
+        raise InputError("No row has a label and no self-supervised loss has a weight: there is nothing to learn from.")
+    return tuple(terms)
+
+
+def masked_lm(config: TrainConfig, vocabulary: Vocabulary, model: Model) -> Loss:
+    """InputError without a mask token, or where whole words are asked for and cannot be told."""
+    if model.config.causal:
+        raise InputError(f"{config.model}: a decoder, whose language model is causal; take --self-supervised-loss causal-lm.")
+    if vocabulary.mask_token_id is None:
+        raise InputError(f"{config.model}: its tokenizer has no mask token, which masked language modelling needs.")
+    if config.mask_whole_words and not any(vocabulary.continuations):
+        raise InputError(f"{config.model}: --mask-whole-words needs a WordPiece vocabulary (tokens such as ##ing).")
+    return MaskedLM(
+        model,
+        vocabulary.mask_token_id,
+        vocabulary.special_ids,
+        config.mask_probability,
+        whole_word=config.mask_whole_words,
+        static=config.mask_once,
+        continuations=vocabulary.continuations if config.mask_whole_words else b"",
+    )
+
+
+def augmentation(config: TrainConfig, vocabulary: Vocabulary) -> Augmentation:
+    """The other view of a row."""
+    special, probability, pad = vocabulary.special_ids, config.augmentation_probability, vocabulary.pad_token_id
+    match config.augmentation:
+        case "dropout":
+            return Identity()
+        case "token-dropout":
+            return TokenDropout(special, probability, pad_token_id=pad)
+        case "token-mask":
+            if vocabulary.mask_token_id is None:
+                raise InputError(f"{config.model}: its tokenizer has no mask token; take --augmentation token-dropout.")
+            return TokenDropout(special, probability, vocabulary.mask_token_id, pad)
+        case "span-deletion":
+            return SpanDeletion(special, probability, pad)
+        case "word-swap":
+            return WordSwap(special, probability)
+
+
+def consistency(config: TrainConfig, vocabulary: Vocabulary, model: Model) -> Loss:
+    """UDA's, on rows without a label."""
+    sure = 0.0 if config.confidence is None else config.confidence
+    return Consistency(model, augmentation(config, vocabulary), config.sharpening, sure)
+
+
+def pseudo_label(config: TrainConfig, vocabulary: Vocabulary, model: Model) -> Loss:
+    """FixMatch's, on rows without a label."""
+    sure = 0.95 if config.confidence is None else config.confidence
+    return PseudoLabel(model, augmentation(config, vocabulary), threshold=sure)
+
+
+LOSSES: dict[str, Callable[[TrainConfig, Vocabulary, Model], Loss]] = {
+    "masked-lm": masked_lm,
+    "contrastive": lambda config, vocabulary, model: DropoutPairs(model, temperature=config.contrastive_temperature),
+    "label-pairs": lambda config, vocabulary, model: LabelPairs(model),
+    "consistency": consistency,
+    "pseudo-label": pseudo_label,
+    "entropy": lambda config, vocabulary, model: Entropy(model),
+}
+"""The self-supervised losses by their names on the command line."""
