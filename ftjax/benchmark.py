@@ -216,6 +216,10 @@ class TorchStep:
         if [term.name for term in stage.objective] != ["classification"] or stage.model.lora is not None:
             raise InputError("--against torch: only --method full and partial without lora have a counterpart in PyTorch.")
         source, model_config = shape_of(config)
+        if model_config.model_type != "bert":
+            raise InputError(
+                f"--against torch: {config.model} is of {model_config.model_type}; only bert has a counterpart here."
+            )
         _, raw, table = read_config(source)
         known = {field.name for field in dataclasses.fields(model_config)}
         rates = {name: getattr(stage.model.config, name) for name in known if name.endswith(("_dropout", "_dropout_prob"))}

@@ -31,7 +31,7 @@ CASES = {
 def shape(directory):
     """A directory with the numbers of a tiny BERT, and no weights."""
     directory.mkdir(exist_ok=True)
-    config = dataclasses.asdict(tiny_config(num_hidden_layers=3))
+    config = dataclasses.asdict(tiny_config())
     (directory / "config.json").write_text(json.dumps({"model_type": "bert", **config}))
     return directory
 
@@ -79,7 +79,7 @@ def write():
 
     zero.SMALLEST = 64
     directory = shape(Path(tempfile.mkdtemp()))
-    table = {case: cost(directory, changes) for case, changes in CASES.items()} | {"compilations of two lengths": 2}
+    table = {"compilations of two lengths": 2} | {case: cost(directory, changes) for case, changes in CASES.items()}
     TABLE.write_text(json.dumps(table, indent=1) + "\n")
 
 
