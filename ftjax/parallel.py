@@ -14,9 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ftjax import zero
 from ftjax.errors import InputError
-
-DATA = "data"
-"""The mesh axis over which a batch is split."""
+from ftjax.zero import DATA
 
 
 def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -112,7 +112,8 @@ def train_step(
     parts = microbatches(batch, state.microbatches)
     cuts = cuts or {}
     whole = functools.partial(zero.gather, axis_name=axis_name, dtype=jnp.dtype(dtype))
-    params = whole(state.trainable, cuts) if cuts else state.trainable
+    gathered = {name: at for name, at in cuts.items() if name not in looked_up(state.objective, cuts)}
+    params = whole(state.trainable, gathered) if cuts else state.trainable
     teacher_cuts = {PREFIX + name: at for name, at in cuts.items()}
     fixed = {**state.frozen, **(whole(state.teacher, teacher_cuts) if cuts else state.teacher)}
 
@@ -146,7 +147,9 @@ def train_step(
         sums, _ = jax.lax.scan(lambda sums, part: (jax.tree.map(jnp.add, sums, measured(part)), None), zeros, parts)
     total, metrics, gradients = sums
     if cuts:
-        (total, metrics), gradients = everywhere((total, metrics)), zero.scatter(gradients, cuts, axis_name)
+        (total, metrics) = everywhere((total, metrics))
+        parts = {name: gradients.pop(name) for name in cuts if name not in gathered}  # summed already
+        gradients = zero.scatter(gradients, gathered, axis_name) | parts
         norm = zero.norm(gradients, cuts, axis_name)
     else:
         total, metrics, gradients = everywhere((total, metrics, gradients))
@@ -168,6 +171,13 @@ def update(state: TrainState, frozen: Params, batch: Batch, **options: Any) -> t
     """
     new, metrics = train_step(dataclasses.replace(state, frozen=frozen), batch, **options)
     return dataclasses.replace(new, frozen={}), metrics
+
+
+def looked_up(objective: Objective, cuts: zero.Cuts) -> set[str]:
+    """Cut parameters that the model can do with this device's part of: word embeddings, unless their matrix is read whole."""
+    if any(getattr(term.loss, "reads_vocabulary", False) for term in objective):
+        return set()
+    return {name for name, at in cuts.items() if name.endswith(".embeddings.word.embedding") and at == 1}
 
 
 def microbatches(batch: Batch, number: int) -> Batch:

@@ -18,6 +18,9 @@ from jax.sharding import PartitionSpec
 Cuts = Mapping[str, int]
 """Parameter name -> the dimension that is cut; names that are not there stay whole."""
 
+DATA = "data"
+"""The mesh axis over which a batch is split."""
+
 SMALLEST = 2**16
 """Arrays of fewer numbers stay whole: there is nothing to gain, and every cut array is a message of its own."""
 
@@ -51,6 +54,17 @@ def gather(params: Mapping[str, jax.Array], cuts: Cuts, axis_name: str, dtype: j
         return jax.lax.all_gather(value.astype(dtype), axis_name, axis=cuts[name], tiled=True).astype(value.dtype)
 
     return {name: whole(name, value) for name, value in params.items()}
+
+
+def lookup(columns: jax.Array, ids: jax.Array) -> jax.Array:
+    """Rows of a table, float32 (batch, length, features), of which every device of the axis `DATA` holds some columns.
+
+    ids: int (batch, length), this device's rows of the batch. All devices look up everyone's ids in their columns and
+    exchange what they find. Backwards the same exchange brings each its own part of the gradient, already summed: at
+    128 tokens a row and 32 rows a device, a hundredth of the bytes of the gradient of a table of 30,522 words.
+    """
+    found = columns[jax.lax.all_gather(ids, DATA, tiled=True)].astype(jnp.float32)
+    return jax.lax.all_to_all(found, DATA, split_axis=0, concat_axis=found.ndim - 1, tiled=True)
 
 
 def scatter(gradients: Mapping[str, jax.Array], cuts: Cuts, axis_name: str) -> dict[str, jax.Array]:
