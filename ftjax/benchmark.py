@@ -255,7 +255,7 @@ class TorchStep:
 
     def _ask(self, line: str) -> Any:
         process = self._process
-        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+        assert process.stdin is not None and process.stdout is not None
         try:
             process.stdin.write(line + "\n")
             process.stdin.flush()
@@ -263,7 +263,7 @@ class TorchStep:
         except BrokenPipeError:
             answer = ""
         if not answer:
-            lines = process.stderr.read().strip().splitlines() or ["no message"]
+            lines = process.communicate()[1].strip().splitlines() or ["no message"]
             raise InputError(
                 f"--against torch: {process.args[0]} failed ({lines[-1]}); "  # type: ignore[index]
                 "name a Python with torch and transformers: --torch-python."

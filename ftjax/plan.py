@@ -254,7 +254,7 @@ def show_figures(found: dict[str, Any]) -> None:
     for name, number in found["uncounted"].items():
         line("not counted", f"{name} x{number}: a kernel of which the compiler says nothing")
     cost = "" if found["predicted_cost"] is None else f", costs {found['predicted_cost']:,.2f}"
-    line("run", f"{found['steps']:,} steps, {found['predicted_hours']:.3f} hours without compilation{cost} {basis}")
+    line("run", f"{found['steps']:,} steps, {found['predicted_hours']:.3g} hours without compilation{cost} {basis}")
 
 
 def line(name: str, text: str) -> None:

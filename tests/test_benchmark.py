@@ -25,7 +25,8 @@ def test_a_directory_with_rows_of_a_file_and_a_trace(tiny_bert, few_reviews, tmp
     assert found["examples_per_second"] == pytest.approx(4 / found["step_seconds"])
     assert found["tokens_per_second"] == pytest.approx(4 * found["length"] / found["step_seconds"])
     used = found["model_flops"] / (found["step_seconds"] * found["matmul_flops_per_second"])
-    assert 0 < found["mfu"] == pytest.approx(used) < 1
+    assert found["mfu"] == pytest.approx(used)
+    assert 0 < used < 1
     assert len(found["step_seconds_all"]) == 3
     line = found["pipeline"]
     assert line["examples_per_second"] > 0
@@ -41,7 +42,7 @@ def test_a_shape_without_weights_and_a_frozen_prefix(capsys):
 
 
 def test_mistakes(capsys, tiny_bert, few_reviews):
-    small = ("benchmark", *SMALL, "--model")
+    small = ("benchmark", *SMALL, "--batch-size", "8", "--model")  # for the suite's eight devices
     assert "no tokenizer" in fail(capsys, *small, "minilm-l6", "--train-file", few_reviews["train"])
     assert "bert-large" in fail(capsys, *small, "./bert-bas")
     assert "at least 2" in fail(capsys, *small, tiny_bert, "--steps", "1")
@@ -50,7 +51,7 @@ def test_mistakes(capsys, tiny_bert, few_reviews):
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="torch is here")
 def test_without_torch_the_line_says_what_to_name(capsys, tiny_bert):
-    line = fail(capsys, "benchmark", *SMALL, "--model", tiny_bert, "--against", "torch")
+    line = fail(capsys, "benchmark", *SMALL, "--batch-size", "8", "--model", tiny_bert, "--against", "torch")
     assert "--torch-python" in line
 
 

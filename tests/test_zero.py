@@ -58,7 +58,6 @@ def assert_close(one, other, rtol, atol):
         ("all", "full", 2, 65),  # a table that is cut by columns, in which devices look up each other's tokens
         ("all", "self-supervised", 4, 65),  # and one that is read whole besides
         ("last:1,head", "full", 2, 64),
-        ("bias,head", "full", 1, 64),
     ],
 )
 def test_parts_on_eight_devices_equal_one_device(spec, method, microbatches, vocab):
