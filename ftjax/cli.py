@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import tyro
 
-from ftjax.config import CompareConfig, Parameters, TrainConfig
+from ftjax.config import BenchmarkConfig, CompareConfig, Parameters, PlanConfig, TrainConfig
 from ftjax.errors import InputError, Stopped
 from ftjax.launch import keep_programs, with_huge_pages
 from ftjax.zero_shot.config import ZeroShotConfig
@@ -152,6 +152,8 @@ COMMANDS = {
     "chat": Chat,
     "zero-shot": ZeroShotConfig,
     "parameters": Parameters,
+    "plan": PlanConfig,
+    "benchmark": BenchmarkConfig,
     "export": Export,
     "report": Report,
     "doctor": Doctor,
@@ -169,6 +171,27 @@ def run(command: Any) -> None:
                 results = compare(command, terminal)
             if command.json:
                 print_json(results)
+        case PlanConfig():
+            from ftjax.topology import settle_environment
+
+            settle_environment(command.topology)
+            from ftjax.plan import plan, show_plan
+            from ftjax.terminal import Terminal
+
+            found = plan(command, Terminal().say)
+            if command.json:
+                print_json(found)
+            else:
+                show_plan(found)
+        case BenchmarkConfig():
+            from ftjax.benchmark import benchmark, show_benchmark
+            from ftjax.terminal import Terminal
+
+            found = benchmark(command, Terminal().say)
+            if command.json:
+                print_json(found)
+            else:
+                show_benchmark(found)
         case TrainConfig():
             from ftjax.loop import fit
             from ftjax.terminal import Terminal

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -161,6 +162,10 @@ class TrainConfig:
     """Directory of the prefix cache's files, which are then left there for other runs. Default: in --output, removed."""
     gradient_accumulation: int = 1
     """Microbatches a batch is cut into, one after the other, to save memory; the update stays that of the whole batch."""
+    remat: bool = False
+    """Compute what is inside a layer again in the backward pass instead of keeping it: less memory, more time."""
+    sharding: Literal["zero1", "replicated"] = "zero1"
+    """With several devices: zero1 (each keeps and updates a part of what trains) or replicated (each keeps all of it)."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """How the learning rate falls after the warm-up."""
     warmup_steps: int = 0
@@ -181,14 +186,18 @@ class TrainConfig:
     save_every: int | None = None
     """Steps between checkpoints, besides one at the end of every epoch."""
 
-    def check(self) -> None:
-        """Raise InputError for values that make no sense, alone or together."""
+    def check_data(self) -> None:
+        """Raise InputError unless it is clear where the rows come from."""
         if (self.train_file is None) == (self.dataset is None) and not (self.unlabeled_file and not self.dataset):
             raise InputError("Give either --train-file or --dataset.")
         if self.dataset is None and (self.eval_split or self.test_split or self.dataset_config):
             raise InputError("--eval-split, --test-split and --dataset-config need --dataset.")
         if (self.eval_split and self.eval_file) or (self.test_split and self.test_file):
             raise InputError("Give a split or a file to evaluate on, not both.")
+
+    def check(self) -> None:
+        """Raise InputError for values that make no sense, alone or together."""
+        self.check_data()
         counts = ("epochs", "batch_size", "gradient_accumulation", "buckets", "log_every", "save_every", "early_stopping")
         for name in (*counts, "labels_per_class"):
             value = getattr(self, name)
@@ -388,6 +397,101 @@ class CompareConfig(TrainConfig):
             )
         for method in self.methods:
             self.of(method).check()
+
+
+Hidden = tyro.conf.Suppress
+
+
+@dataclasses.dataclass(frozen=True)
+class StepConfig(TrainConfig):
+    """What of a run's settings decides the step that is compiled: those of `ftjax train` without files and outputs."""
+
+    model: str
+    """Directory of a Hugging Face model, its hub id, or a shape without weights: minilm-l6, bert-base, bert-large."""
+    output: Annotated[Path, Hidden] = Path()
+    train_file: Annotated[Path | None, Hidden] = None
+    eval_file: Annotated[Path | None, Hidden] = None
+    test_file: Annotated[Path | None, Hidden] = None
+    unlabeled_file: Annotated[Path | None, Hidden] = None
+    resume: Annotated[bool, Hidden] = False
+    dataset: Annotated[str | None, Hidden] = None
+    dataset_config: Annotated[str | None, Hidden] = None
+    train_split: Annotated[str, Hidden] = "train"
+    eval_split: Annotated[str | None, Hidden] = None
+    test_split: Annotated[str | None, Hidden] = None
+    text_column: Annotated[str, Hidden] = "text"
+    text_pair_column: Annotated[str | None, Hidden] = None
+    label_column: Annotated[str, Hidden] = "label"
+    labels_per_class: Annotated[int | None, Hidden] = None
+    unlabeled_ratio: Annotated[float | None, Hidden] = None
+    adapt_epochs: Annotated[int, Hidden] = 0
+    adapt_loss: Annotated[tuple[str, ...], Hidden] = ("masked-lm",)
+    adapt_learning_rate: Annotated[float | None, Hidden] = None
+    unfreeze: Annotated[tuple[str, ...], Hidden] = ()
+    prefix_cache_memory_gb: Annotated[float, Hidden] = 2.0
+    prefix_cache_disk_gb: Annotated[float, Hidden] = 20.0
+    prefix_cache_dir: Annotated[Path | None, Hidden] = None
+    metric: Annotated[Metric | None, Hidden] = None
+    early_stopping: Annotated[int | None, Hidden] = None
+    buckets: Annotated[int | None, Hidden] = None
+    log_every: Annotated[int, Hidden] = 10
+    save_every: Annotated[int | None, Hidden] = None
+    num_labels: int = 2
+    """Classes of the head, where --model names none."""
+
+    def check_data(self) -> None:
+        """Rows are made up."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanConfig(StepConfig):
+    """Compile the step that `ftjax train` would run for chips that need not be there: does it fit, how fast, how long."""
+
+    topology: str = "v5e:2x4"
+    """Chips: v3, v4, v5e, v5p or v6e and a size, such as v5e:2x4; or cpu or gpu, of this machine."""
+    examples: int = 10_000
+    """Training rows, for the hours of the run."""
+    price_per_chip_hour: float | None = None
+    """What a chip costs an hour, for the cost of the run."""
+    search: bool = False
+    """Try batch sizes, --remat and --sharding, and print the fastest that fits."""
+
+    def check(self) -> None:
+        """As for training; and the numbers of its own."""
+        super().check()
+        if self.examples < 1:
+            raise InputError(f"--examples {self.examples}: must be at least 1.")
+        if self.price_per_chip_hour is not None and not 0 <= self.price_per_chip_hour < math.inf:
+            raise InputError(f"--price-per-chip-hour {self.price_per_chip_hour}: must be 0 or a positive number.")
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchmarkConfig(StepConfig):
+    """Time the training step and the whole pipeline on this machine, beside PyTorch if asked."""
+
+    train_file: Path | None = None
+    """Rows for the pipeline; --model must then be a directory or hub id. Default: made-up rows of random lengths."""
+    text_column: str = "text"
+    """Column of the text."""
+    label_column: str = "label"
+    """Column of the label."""
+    steps: int = 10
+    """Timed steps."""
+    against: Literal["torch"] | None = None
+    """torch: PyTorch's counterpart, timed in turn with ours in the same minutes."""
+    torch_python: str = sys.executable
+    """A Python with torch and transformers for --against torch."""
+    profile: Path | None = None
+    """Directory for a trace of three steps, which XProf (or TensorBoard's profile plugin) opens."""
+
+    def check_data(self) -> None:
+        """Rows are made up, or come from --train-file."""
+
+    def check(self) -> None:
+        """As for training; and the numbers of its own."""
+        super().check()
+        if self.steps < 2:
+            raise InputError(f"--steps {self.steps}: must be at least 2, or there is no spread.")
 
 
 @dataclasses.dataclass(frozen=True)

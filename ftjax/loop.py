@@ -31,13 +31,13 @@ from ftjax.data.prefetch import prefetch
 from ftjax.data.tokenize import Examples
 from ftjax.errors import InputError, Stopped
 from ftjax.evaluation import all_logits, classification_metrics, predict_step, softmax
-from ftjax.parallel import Compiled, data_mesh, data_parallel
+from ftjax.parallel import Compiled, data_mesh
 from ftjax.partition import count
 from ftjax.prefix import Attach, FrozenPrefix, Limits, prefix_step, unchanged
 from ftjax.prepare import Run, prepare
 from ftjax.pretrained import save_pretrained
 from ftjax.pretrained.tensors import read_json
-from ftjax.step import Metrics, eval_step, update
+from ftjax.step import Metrics, eval_step
 from ftjax.terminal import Terminal
 
 SECONDS = ("load", "compile", "prefix", "data_wait", "step", "eval", "save")
@@ -172,7 +172,7 @@ class Session:
     def compile_stage(self) -> None:
         """The programs of the stage (compiled when they are first run), and what its frozen first layers make of all rows."""
         stage, data, config = self.run.stages[self.stage], self.run.data, self.config
-        self.train_step = Compiled(data_parallel(update, self.mesh), self.mesh, donate=True)
+        self.train_step = self.run.train_program(self.mesh)
         self.eval_step = Compiled(eval_step, self.mesh, donate=False)
         self.predict = Compiled(predict_step(stage.model), self.mesh, donate=False)
         if self.prefix is not None:

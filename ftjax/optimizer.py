@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from ftjax.partition import Treatment, Treatments
@@ -68,7 +69,28 @@ def adamw(
     by_label = optax.partition(groups, labels)
     if max_gradient_norm is None:
         return by_label
-    return optax.chain(optax.clip_by_global_norm(max_gradient_norm), by_label)
+    return optax.chain(clip(max_gradient_norm), by_label)
+
+
+def clip(max_norm: float) -> optax.GradientTransformationExtraArgs:
+    """`optax.clip_by_global_norm` that can be told the norm: a device with a part of the gradients does not know it.
+
+    `gradient_norm` of `update` is that of all gradients (see `ftjax.zero`); None: these are all.
+    """
+
+    def update(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        *,
+        gradient_norm: jax.Array | None = None,
+        **_: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        norm = optax.tree.norm(updates) if gradient_norm is None else gradient_norm
+        scale = jnp.where(norm < max_norm, 1.0, max_norm / norm)
+        return jax.tree.map(lambda g: g * scale, updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
 def rate_of(learning_rate: float | optax.Schedule, treatment: Treatment) -> float | optax.Schedule:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
@@ -11,10 +12,9 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from ftjax import zero
 from ftjax.errors import InputError
-
-DATA = "data"
-"""The mesh axis over which a batch is split."""
+from ftjax.zero import DATA
 
 
 def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -43,19 +43,49 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
     return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(DATA)))
 
 
-def data_parallel(step: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-    """(*trees, batch) -> result of a step with an `axis_name`, the batch's rows spread over the mesh, the rest replicated.
+def data_parallel(
+    step: Callable[..., Any], mesh: Mesh, *, zero1: bool = False, dtype: str = "float32"
+) -> Callable[..., tuple[Any, Any]]:
+    """(state, *trees, batch) -> (state, metrics) of a step with an `axis_name`: the batch's rows are spread over the mesh.
 
     Each device runs the step on its rows and what must be summed is summed by the step itself, once. (Left to the
     partitioner, gradients were summed over devices in every microbatch.)
+    zero1: the state lies as `place` puts it, every device keeps and updates a part; else everything is replicated.
+    dtype: of the model's dot products, in which zero1 gathers the parameters.
     """
 
-    def run(*arguments: Any) -> Any:
-        specs = (*[PartitionSpec()] * (len(arguments) - 1), PartitionSpec(DATA))
-        mapped = functools.partial(step, axis_name=DATA)
-        return jax.shard_map(mapped, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)(*arguments)
+    def run(state: Any, *trees: Any) -> tuple[Any, Any]:
+        devices = mesh.shape[DATA]
+        lies = state_specs(state, mesh) if zero1 else PartitionSpec()
+        cuts = {name: at for name, value in state.trainable.items() if (at := zero.cut(value.shape, devices)) is not None}
+        options = {"axis_name": DATA} | ({"cuts": cuts, "dtype": dtype} if zero1 else {})
+        return jax.shard_map(
+            functools.partial(step, **options),
+            mesh=mesh,
+            in_specs=(lies, *[PartitionSpec()] * (len(trees) - 1), PartitionSpec(DATA)),
+            out_specs=(lies, PartitionSpec()),
+            check_vma=False,
+        )(state, *trees)
 
     return run
+
+
+def state_specs(state: Any, mesh: Mesh) -> Any:
+    """How the arrays of a `TrainState` lie under zero1: what trains, its moments and averages in parts, the rest whole."""
+    whole = jax.tree.map(lambda _: PartitionSpec(), state)
+    parts = {n: zero.specs(getattr(state, n), mesh.shape[DATA], DATA) for n in ("trainable", "optimizer_state", "teacher")}
+    return dataclasses.replace(whole, **parts)
+
+
+def place(state: Any, mesh: Mesh, *, zero1: bool) -> Any:
+    """A `TrainState` on the mesh's devices, as `data_parallel` takes it."""
+    return jax.device_put(state, shardings(state, mesh, zero1=zero1))
+
+
+def shardings(state: Any, mesh: Mesh, *, zero1: bool) -> Any:
+    """The sharding of every array of a `TrainState`."""
+    specs = state_specs(state, mesh) if zero1 else jax.tree.map(lambda _: PartitionSpec(), state)
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
 
 
 class Compiled:
@@ -73,13 +103,17 @@ class Compiled:
     def __call__(self, *arguments: Any) -> Any:
         """Run the program for this batch's shapes; the batch is put on the devices first."""
         *trees, batch = arguments
-        shapes = tuple((name, value.shape) for name, value in batch.items())
         sharded = shard_batch(batch, self.mesh)
+        return self.program(*trees, sharded)(*trees, sharded)
+
+    def program(self, *arguments: Any) -> Any:
+        """The compiled program for arguments such as these; shapes with shardings will do (see `on_mesh`)."""
+        shapes = tuple((name, value.shape) for name, value in arguments[-1].items())
         if shapes not in self.programs:
             start = time.perf_counter()
-            self.programs[shapes] = self._jitted.lower(*trees, sharded).compile()
+            self.programs[shapes] = self._jitted.lower(*arguments).compile()
             self.seconds += time.perf_counter() - start
-        return self.programs[shapes](*trees, sharded)
+        return self.programs[shapes]
 
 
 def pmap_step(step: Callable[..., Any], devices: Sequence[jax.Device] | None = None) -> Callable[[Any, Any], Any]:

@@ -51,6 +51,16 @@ def prefix_step(model: Model):  # noqa: ANN201 (the returned step is described b
     return step
 
 
+def attached(model: Model, batch: dict[str, Any], prefix: Any = None) -> dict[str, Any]:
+    """The batch with the output of the model's frozen layers, or the shape of it, in the place of its tokens."""
+    whole = model.prefix_layers == model.config.num_hidden_layers  # then the step reads the first token alone
+    size, length = batch["input_ids"].shape
+    if prefix is None:
+        prefix = jax.ShapeDtypeStruct((size, 1 if whole else length, model.config.hidden_size), np.float32)
+    kept = ("labels", "example_ids") if whole else ("labels", "example_ids", "attention_mask")
+    return {"prefix": prefix, **{name: batch[name] for name in kept}}
+
+
 @dataclasses.dataclass(frozen=True)
 class Limits:
     """Where the cache may be, and how large. directory: of its files; keep: leave them there for other runs."""
@@ -113,7 +123,7 @@ class FrozenPrefix:
 
     def computed(self) -> Attach:
         """Computes the prefix of every batch anew."""
-        return lambda batch: self._with(batch, self._compute(batch))
+        return lambda batch: attached(self.model, batch, self._compute(batch))
 
     def cached(self, examples: Examples, place: Literal["memory", "disk"], on_batch: Callable[[int, int], None]) -> Attach:
         """Computes the prefix of every row now (unless a file has it) and attaches it from then on.
@@ -131,7 +141,7 @@ class FrozenPrefix:
                 if row >= 0:
                     start, end = starts[row], starts[row + 1]
                     prefix[i, : end - start] = values[start:end]
-            return self._with(batch, prefix)
+            return attached(self.model, batch, prefix)
 
         return attach
 
@@ -164,10 +174,6 @@ class FrozenPrefix:
             rows = np.flatnonzero((own == bucket) & (lengths > 0))
             prefix[rows, :bucket] = np.asarray(self.program(self.params, narrow))[rows]
         return prefix
-
-    def _with(self, batch: dict[str, Any], prefix: Any) -> dict[str, Any]:
-        kept = ("labels", "example_ids") if self.whole else ("labels", "example_ids", "attention_mask")
-        return {"prefix": prefix, **{name: batch[name] for name in kept}}
 
     def _values(
         self, examples: Examples, starts: np.ndarray, place: Literal["memory", "disk"], on_batch: Callable[[int, int], None]

@@ -8,20 +8,22 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from ftjax.config import CLASS_LOSSES, LABEL_LOSSES, TrainConfig
 from ftjax.data.batches import choose_buckets
 from ftjax.data.files import Rows, read_dataset, read_file
 from ftjax.data.tokenize import Examples, encode, join, label_names, load_tokenizer
 from ftjax.errors import InputError
+from ftjax.models import Params
 from ftjax.objective import Vocabulary, objective
 from ftjax.objectives.masked_lm import wordpiece_continuations
 from ftjax.optimizer import carry_over
-from ftjax.parallel import check_batch_size, data_mesh, replicate
+from ftjax.parallel import Compiled, check_batch_size, data_mesh, data_parallel, place
 from ftjax.pretrained.hub import model_directory
 from ftjax.pretrained.load import Pretrained, load_pretrained, read_config, saved_labels
 from ftjax.stages import Stage, choose_lora, memory, new_heads, stages_of
-from ftjax.step import TrainState, create_state
+from ftjax.step import TrainState, create_state, update
 
 Say = Callable[[str], None]
 
@@ -199,19 +201,25 @@ def buckets_for(config: TrainConfig, data: Data, stage: Stage) -> tuple[int, ...
     )
 
 
+def heads(config: TrainConfig) -> tuple[bool, bool, bool]:
+    """Whether the objective reads (a classifier, a masked language model, a causal one)."""
+    names = [name for name, weight in config.losses if not weight.is_zero]
+    classes = bool(config.supervised_weight) or any(name in CLASS_LOSSES for name in names)
+    return classes, "masked-lm" in names, "causal-lm" in names
+
+
 def prepare_model(config: TrainConfig, data: Data) -> Pretrained:
     """The model with the heads the run needs."""
-    names = [name for name, weight in config.losses if not weight.is_zero]
+    classes, masked_lm, causal_lm = heads(config)
     causal = read_config(model_directory(config.model))[0].causal
     if config.scan_layers and not causal:
         raise InputError(f"--scan-layers: {config.model} is no decoder; only the layers of decoders run as a loop.")
-    classes = bool(config.supervised_weight) or any(name in CLASS_LOSSES for name in names)
     pretrained = load_pretrained(
         config.model,
         labels=data.labels if classes else (),
         classifier=config.classifier,
-        masked_lm="masked-lm" in names,
-        causal_lm="causal-lm" in names,
+        masked_lm=masked_lm,
+        causal_lm=causal_lm,
         scan=config.scan_layers,
         precision=config.precision,
         dropout=config.dropout,
@@ -236,11 +244,11 @@ class Run:
         """Number of the stage whose state a checkpoint of this step holds; at a boundary, of the one that ends there."""
         return max(i for i, stage in enumerate(self.stages) if i == 0 or stage.from_step < step)
 
-    def state_of(self, number: int, before: TrainState | None = None) -> TrainState:
-        """The state at the beginning of a stage; what trained before it goes on from the state `before`."""
-        stage, learnt = self.stages[number], {} if before is None else before.trainable
-        state = create_state(
-            {**self.pretrained.params, **learnt},
+    def new_state(self, number: int, params: Params) -> TrainState:
+        """The state of a stage before its first step, from the values of all parameters. Traceable."""
+        stage = self.stages[number]
+        return create_state(
+            params,
             stage.labels,
             stage.objective,
             stage.optimizer,
@@ -249,6 +257,11 @@ class Run:
             precision=self.config.precision,
             teacher_decay=self.config.teacher_decay,
         )
+
+    def state_of(self, number: int, before: TrainState | None = None) -> TrainState:
+        """The state at the beginning of a stage; what trained before it goes on from the state `before`."""
+        learnt = {} if before is None else before.trainable
+        state = self.new_state(number, {**self.pretrained.params, **learnt})
         if before is not None:
             optimizer_state = carry_over(before.optimizer_state, state.optimizer_state)
             state = dataclasses.replace(
@@ -258,7 +271,17 @@ class Run:
                 optimizer_state=optimizer_state,
                 teacher=state.teacher | before.teacher,
             )
-        return replicate(state, data_mesh())
+        return place(state, data_mesh(), zero1=self.zero1)
+
+    @property
+    def zero1(self) -> bool:
+        """Whether each device keeps and updates a part of what trains."""
+        return self.config.sharding == "zero1"
+
+    def train_program(self, mesh: Mesh) -> Compiled:
+        """The training step of every stage, (state without frozen parameters, those, batch) -> (state, metrics)."""
+        step = data_parallel(update, mesh, zero1=self.zero1, dtype=self.config.precision)
+        return Compiled(step, mesh, donate=True)
 
 
 def prepare(config: TrainConfig, say: Say, buckets: tuple[int, ...] = ()) -> Run:
@@ -269,8 +292,13 @@ def prepare(config: TrainConfig, say: Say, buckets: tuple[int, ...] = ()) -> Run
     config.check()
     check_batch_size(config.batch_size, config.gradient_accumulation, data_mesh())
     data = prepare_data(config, say, buckets)
+    return assemble(config, data, prepare_model(config, data), say)
+
+
+def assemble(config: TrainConfig, data: Data, pretrained: Pretrained, say: Say) -> Run:
+    """The run of a model on data: what trains when, towards what. Parameters may be shapes without values."""
     pretrained = choose_lora(
-        prepare_model(config, data),
+        pretrained,
         [spec for _, spec in config.stages],
         alpha=config.lora_alpha,
         targets=config.lora_targets,

@@ -70,6 +70,7 @@ def stages_of(
             if treatment.trained and name not in known:
                 known[name] = chosen[name] = dataclasses.replace(treatment, from_step=step)
         model = pretrained.model if config.frozen_dropout else pretrained.model.freeze(known)
+        model = dataclasses.replace(model, remat=config.remat)
         terms = objective(model)
         optimizer = adamw(known, schedule, weight_decay=config.weight_decay, max_gradient_norm=config.max_gradient_norm or None)
         prefix = model.prefix_layers > 0 and [term.name for term in terms] == ["classification"]

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ftjax import zero
 from ftjax.models import Params
 from ftjax.objectives import Average, Batch, Objective, average, measure
 from ftjax.objectives.teacher import PREFIX
@@ -89,12 +90,16 @@ def create_state(
     )
 
 
-def train_step(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
+def train_step(
+    state: TrainState, batch: Batch, *, axis_name: str | None = None, cuts: zero.Cuts | None = None, dtype: str = "float32"
+) -> tuple[TrainState, Metrics]:
     """One update. Pure: compile it with `jax.jit(train_step, donate_argnums=0)`, or see `ftjax.parallel`.
 
     batch: see `ftjax.objectives.Batch`; its size must be a multiple of `state.microbatches`.
     axis_name: the axis of pmap or shard_map to sum over (see `ftjax.parallel.data_parallel`); under plain jit leave it
         None, sums there are global already.
+    cuts: with an axis, which trainable parameters (and their moments) the state holds only this device's part of, see
+        `ftjax.zero`. dtype: in which those are gathered; the dtype of the model's dot products.
     metrics: each a (sum, weight) of float32 scalars: `loss`, every term as NAME_loss, the terms' own metrics,
         `gradient_norm` (before clipping).
 
@@ -105,39 +110,54 @@ def train_step(state: TrainState, batch: Batch, *, axis_name: str | None = None)
     """
     key = jax.random.fold_in(state.key, state.step)
     parts = microbatches(batch, state.microbatches)
+    cuts = cuts or {}
+    whole = functools.partial(zero.gather, axis_name=axis_name, dtype=jnp.dtype(dtype))
+    gathered = {name: at for name, at in cuts.items() if name not in looked_up(state.objective, cuts)}
+    params = whole(state.trainable, gathered) if cuts else state.trainable
+    teacher_cuts = {PREFIX + name: at for name, at in cuts.items()}
+    fixed = {**state.frozen, **(whole(state.teacher, teacher_cuts) if cuts else state.teacher)}
 
     def everywhere(tree: Any) -> Any:
         return tree if axis_name is None else jax.lax.psum(tree, axis_name)
 
     def term_weights(part: Batch) -> dict[str, jax.Array]:
-        losses, _ = measure(state.objective, {**state.params, **state.teacher}, part, key)
+        losses, _ = measure(state.objective, {**fixed, **params}, part, key)
         return {name: weight for name, (_, weight) in losses.items()}
 
     # Of a batch in one piece the loss itself knows the weights; asking before would trace the model twice.
-    whole = state.microbatches == 1
-    summed = {} if whole else everywhere(jax.tree.map(lambda w: w.sum(0), jax.lax.map(term_weights, parts)))
+    at_once = state.microbatches == 1
+    summed = {} if at_once else everywhere(jax.tree.map(lambda w: w.sum(0), jax.lax.map(term_weights, parts)))
 
     def loss(trainable: Params, part: Batch) -> tuple[jax.Array, Metrics]:
-        losses, metrics = measure(state.objective, {**state.frozen, **state.teacher, **trainable}, part, key)
-        weights = everywhere({name: weight for name, (_, weight) in losses.items()}) if whole else summed
+        losses, metrics = measure(state.objective, {**fixed, **trainable}, part, key)
+        weights = everywhere({name: weight for name, (_, weight) in losses.items()}) if at_once else summed
         terms = ((t.coefficient_at(state.step), (losses[t.name][0], weights[t.name])) for t in state.objective)
         total = sum(coefficient * average(pair) for coefficient, pair in terms)
         return jnp.asarray(total), metrics | {f"{name}_loss": pair for name, pair in losses.items()}
 
     def measured(part: Batch) -> tuple[jax.Array, Metrics, Params]:
-        (total, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(state.trainable, part)
+        (total, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(params, part)
         return total, metrics, gradients
 
     first = jax.tree.map(lambda x: x[0], parts)
-    if whole:
+    if at_once:
         sums = measured(first)
     else:
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(measured, first))
         sums, _ = jax.lax.scan(lambda sums, part: (jax.tree.map(jnp.add, sums, measured(part)), None), zeros, parts)
-    total, metrics, gradients = everywhere(sums)
+    total, metrics, gradients = sums
+    if cuts:
+        (total, metrics) = everywhere((total, metrics))
+        parts = {name: gradients.pop(name) for name in cuts if name not in gathered}  # summed already
+        gradients = zero.scatter(gradients, gathered, axis_name) | parts
+        norm = zero.norm(gradients, cuts, axis_name)
+    else:
+        total, metrics, gradients = everywhere((total, metrics, gradients))
+        norm = optax.tree.norm(gradients)
+    optimizer = optax.with_extra_args_support(state.optimizer)
     with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer powers, which strict promotion refuses
-        updates, optimizer_state = state.optimizer.update(gradients, state.optimizer_state, state.trainable)
-    metrics |= {"loss": (total, jnp.ones(())), "gradient_norm": (optax.tree.norm(gradients), jnp.ones(()))}
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, state.trainable, gradient_norm=norm)
+    metrics |= {"loss": (total, jnp.ones(())), "gradient_norm": (norm, jnp.ones(()))}
     trainable = optax.apply_updates(state.trainable, updates)
     keep = state.teacher_decay
     teacher = {name: keep * mean + (1.0 - keep) * trainable[name.removeprefix(PREFIX)] for name, mean in state.teacher.items()}
@@ -145,12 +165,19 @@ def train_step(state: TrainState, batch: Batch, *, axis_name: str | None = None)
     return new, metrics
 
 
-def update(state: TrainState, frozen: Params, batch: Batch, *, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
+def update(state: TrainState, frozen: Params, batch: Batch, **options: Any) -> tuple[TrainState, Metrics]:
     """`train_step` with the frozen parameters apart (`state.frozen` is empty), so that a compiled step neither donates nor
     returns them: those that the batch's `prefix` makes needless are then no argument of the program at all.
     """
-    new, metrics = train_step(dataclasses.replace(state, frozen=frozen), batch, axis_name=axis_name)
+    new, metrics = train_step(dataclasses.replace(state, frozen=frozen), batch, **options)
     return dataclasses.replace(new, frozen={}), metrics
+
+
+def looked_up(objective: Objective, cuts: zero.Cuts) -> set[str]:
+    """Cut parameters that the model can do with this device's part of: word embeddings, unless their matrix is read whole."""
+    if any(getattr(term.loss, "reads_vocabulary", False) for term in objective):
+        return set()
+    return {name for name, at in cuts.items() if name.endswith(".embeddings.word.embedding") and at == 1}
 
 
 def microbatches(batch: Batch, number: int) -> Batch:

@@ -70,6 +70,7 @@ class Model:
 
     `shapes` gives every parameter's name, shape and dtype without materialising it. heads: the arguments of `build`.
     frozen: for the embeddings and every layer, whether nothing in it trains, so that its dropout is off; () if all is on.
+    remat: whether layers are computed again in the backward pass, which saves memory.
     """
 
     config: Config
@@ -79,6 +80,7 @@ class Model:
     shapes: dict[str, jax.ShapeDtypeStruct] = dataclasses.field(compare=False)
     frozen: tuple[bool, ...] = ()
     lora: Lora | None = None
+    remat: bool = False
 
     def bind(self, params: Params) -> Any:
         """The module with these values in it, a `TextModel` or a `T5`. Cheap and traceable: use it inside jit and grad.
@@ -86,7 +88,9 @@ class Model:
         Parameters may be left out, as long as the parts of the module that need them are not called.
         """
         leaves = [(path, nnx.Param(params.get(dotted(path)))) for path in self.paths]
-        return nnx.merge(self.graph, nnx.from_flat_state(leaves))
+        module = nnx.merge(self.graph, nnx.from_flat_state(leaves))
+        module.remat = self.remat
+        return module
 
     @property
     def prefix_layers(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -73,6 +74,7 @@ class TextModel(nnx.Module):
         self.causal_lm, self.scan = causal_lm, scan
         self.pooled, self.pooling, self.averaged = classifier == "pooled", config.pooling, classifier == "mean"
         self.dropout_rate = config.head_dropout
+        self.remat = False
 
     @property
     def body(self) -> Body:
@@ -99,6 +101,7 @@ class TextModel(nnx.Module):
         seeds: uint32 (batch,) for dropout; None: the result is deterministic. frozen: for the embeddings and every
             layer, whether its dropout is off in any case.
         readout: the last one is what a classifier reads, (batch, 1, hidden): one position, or with `mean` their average.
+        Where `remat` is set, what is inside a layer is computed again in the backward pass instead of kept.
         """
         body, layers = self.body, len(self.body.layers)
         whole, stop = stop is None, layers if stop is None else stop
@@ -114,8 +117,8 @@ class TextModel(nnx.Module):
             states.append(body.scan(range(start, alone), states[-1], context, by_stage[start + 1 : alone + 1]))
             start = alone
         for number in range(start, stop):
-            only = single and number == layers - 1
-            states.append(body.layer(number, states[-1], context, by_stage[number + 1], readout=only))
+            layer = functools.partial(body.layer, number, readout=single and number == layers - 1)
+            states.append((jax.checkpoint(layer) if self.remat else layer)(states[-1], context, by_stage[number + 1]))
         if readout and self.averaged and start < stop == layers:
             states[-1] = average(states[-1], batch["attention_mask"])[:, None]
         if whole:

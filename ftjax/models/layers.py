@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from ftjax import zero
 from ftjax.random import dropout
 
 
@@ -131,13 +132,18 @@ class Dense(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """Integer ids (...) to float32 rows (..., features) of a table (size, features)."""
+    """Integer ids (...) to float32 rows (..., features) of a table (size, features).
+
+    A table of fewer columns is this device's part, see `ftjax.zero.lookup`.
+    """
 
     def __init__(self, size: int, features: int) -> None:
         self.embedding = nnx.Param(jnp.zeros((size, features)))
+        self.features = features
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        return self.embedding[...][ids].astype(jnp.float32)
+        table = self.embedding[...]
+        return table[ids].astype(jnp.float32) if table.shape[1] == self.features else zero.lookup(table, ids)
 
 
 class LayerNorm(nnx.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -113,6 +113,8 @@ class MaskedLM:
     token continues the word before it, see `wordpiece_continuations`. (Bytes, since their hash is kept: an objective is
     hashed at every step.)
     """
+
+    reads_vocabulary: ClassVar[bool] = True
 
     model: Model
     mask_token_id: int

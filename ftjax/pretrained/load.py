@@ -14,6 +14,7 @@ import numpy as np
 
 from ftjax.errors import InputError, did_you_mean
 from ftjax.models import CONFIGS, Classifier, Config, Lora, Model, Params, build, initial_value, with_lora
+from ftjax.models.shapes import SHAPES
 from ftjax.pretrained import gguf, keras
 from ftjax.pretrained.hub import model_directory
 from ftjax.pretrained.names import NameTable, table_of
@@ -48,13 +49,17 @@ class Pretrained:
     raw_config: dict[str, Any]
 
 
-def read_config(directory: Path) -> tuple[Config, dict[str, Any], NameTable]:
+def read_config(directory: Path | str) -> tuple[Config, dict[str, Any], NameTable]:
     """config.json, or a GGUF file's metadata, as (config, dictionary, name table).
 
-    InputError for an architecture that is not supported.
+    directory: or the name of a shape without weights, see `ftjax.models.shapes`. InputError for an architecture that is
+    not supported.
     """
-    source = directory if gguf.is_gguf(directory) else directory / "config.json"
-    raw = gguf.raw_config(source) if gguf.is_gguf(source) else read_json(source)
+    if isinstance(directory, str):
+        source, raw = Path(directory), SHAPES[directory]
+    else:
+        source = directory if gguf.is_gguf(directory) else directory / "config.json"
+        raw = gguf.raw_config(source) if gguf.is_gguf(source) else read_json(source)
     model_type = raw.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIGS:
         near = did_you_mean(str(model_type), CONFIGS)

@@ -1,0 +1,61 @@
+"""Devices to compile for that need not be there: `--topology` -> a mesh."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+from typing import TYPE_CHECKING, Any
+
+from ftjax.chips import Chip, read_topology
+from ftjax.errors import InputError
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+LOCAL = ("cpu", "gpu")
+"""Topologies that are the devices of this machine."""
+
+
+def settle_environment(topology: str) -> None:
+    """Set what must stand in the environment before JAX is imported: compile for a TPU, but ask for none.
+
+    Raises InputError for a topology that is not spelled right, and where the compiler is missing.
+    """
+    if topology in LOCAL:
+        return
+    read_topology(topology)
+    if importlib.util.find_spec("libtpu") is None:
+        raise InputError(f"--topology {topology}: needs libtpu, the compiler for TPUs: pip install 'ftjax[tpu]'.")
+    absent = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    quiet = {"TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    for name, value in {**absent, **quiet, "JAX_PLATFORMS": "cpu"}.items():
+        os.environ.setdefault(name, value)
+
+
+def mesh_of(topology: str) -> tuple[Mesh, Chip | None]:
+    """The mesh of a topology and its kind of chip (None: devices of this machine). See `settle_environment` for TPUs.
+
+    Raises InputError for a size that the compiler does not know, and for a gpu that is not there.
+    """
+    import jax
+    from jax.experimental import topologies
+
+    from ftjax.parallel import data_mesh
+
+    if topology in LOCAL:
+        try:
+            return data_mesh(jax.devices(topology)), None
+        except RuntimeError:
+            raise InputError(f"--topology {topology}: this machine has none that JAX can use; see ftjax doctor.") from None
+    chip, lengths = read_topology(topology)
+    options: dict[str, Any] = {"chip_config_name": chip.config} if chip.config else {}
+    if math.prod(lengths) <= chip.host:  # all on one machine; else the compiler's default, machines of 2 x 2
+        options["chips_per_host_bounds"] = (*lengths, 1, 1)[:3]
+    try:
+        found = topologies.get_topology_desc(topology, "tpu", **options).devices
+    except Exception as error:  # the compiler's own, of several types
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"--topology {topology}: the TPU compiler knows no such slice ({reason}).") from None
+    assert len(found) == math.prod(lengths) * chip.devices_per_chip, f"{topology}: {len(found)} devices"
+    return data_mesh(found), chip

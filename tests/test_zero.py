@@ -1,0 +1,121 @@
+"""ZeRO, stage 1: eight devices that each keep a part end where one device that keeps all does."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from conftest import random_batch, tiny_model
+
+from ftjax import zero
+from ftjax.objectives import Term
+from ftjax.objectives.classification import Classification
+from ftjax.objectives.masked_lm import MaskedLM
+from ftjax.optimizer import adamw
+from ftjax.parallel import Compiled, data_mesh, data_parallel, place
+from ftjax.partition import label
+from ftjax.step import create_state, train_step, update
+
+SPECIAL = (0, 1, 2, 3, 4)
+
+
+@pytest.fixture(autouse=True)
+def cut_small_arrays(monkeypatch):
+    """The tests' model is tiny: let its matrices be cut."""
+    monkeypatch.setattr(zero, "SMALLEST", 64)
+
+
+def make_state(spec="all", method="full", microbatches=1, precision="float32", clip=1e-2, vocab=64):
+    model, params = tiny_model(precision=precision, config={"vocab_size": vocab})
+    terms = (Term("classification", 1.0, Classification(model)),)
+    if method == "self-supervised":
+        terms += (Term("masked_lm", 0.3, MaskedLM(model, 4, SPECIAL)),)
+    labels = label(params, spec, layers=2)
+    names = [name for name, found in labels.items() if found == "trained"]
+    optimizer = adamw(names, 1e-3, max_gradient_norm=clip, eps=1e-3)
+    return create_state(params, labels, terms, optimizer, microbatches=microbatches, precision=precision)
+
+
+def trained(devices, zero1, steps=3, precision="float32", **kwargs):
+    """(state, metrics of every step) after some steps on ragged batches with rows that have no label."""
+    mesh = data_mesh(devices)
+    step = Compiled(data_parallel(train_step, mesh, zero1=zero1, dtype=precision), mesh, donate=True)
+    state, history = place(make_state(precision=precision, **kwargs), mesh, zero1=zero1), []
+    for seed in range(steps):
+        state, metrics = step(state, random_batch(rows=32, seed=seed, unlabeled=5))
+        history.append(jax.tree.map(float, metrics))
+    return state, history
+
+
+def assert_close(one, other, rtol, atol):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=rtol, atol=atol), one, other)
+
+
+@pytest.mark.parametrize(
+    ("spec", "method", "microbatches", "vocab"),
+    [
+        ("all", "full", 1, 64),
+        ("all", "full", 2, 65),  # a table that is cut by columns, in which devices look up each other's tokens
+        ("all", "self-supervised", 4, 65),  # and one that is read whole besides
+        ("last:1,head", "full", 2, 64),
+    ],
+)
+def test_parts_on_eight_devices_equal_one_device(spec, method, microbatches, vocab):
+    options = {"spec": spec, "method": method, "microbatches": microbatches, "vocab": vocab}
+    one, metrics = trained(jax.devices()[:1], False, **options)
+    eight, metrics_of_parts = trained(jax.devices(), True, **options)
+    assert_close(metrics, metrics_of_parts, 2e-5, 2e-6)
+    assert_close(jax.device_get(one.params), jax.device_get(eight.params), 1e-4, 1e-6)
+    moments = [jax.device_get(jax.tree.leaves(state.optimizer_state)) for state in (one, eight)]
+    assert_close(*moments, 1e-3, 1e-7)
+    assert all(norm > 1e-2 for norm, _ in (m["gradient_norm"] for m in metrics))  # clipping was at work
+
+
+def test_bfloat16_differs_by_the_rounding_of_what_is_gathered():
+    one, metrics = trained(jax.devices()[:1], False, precision="bfloat16")
+    eight, metrics_of_parts = trained(jax.devices(), True, precision="bfloat16")
+    assert_close(metrics, metrics_of_parts, 2e-2, 1e-3)
+    assert_close(jax.device_get(one.params), jax.device_get(eight.params), 0, 2e-3)
+    assert all(value.dtype == np.float32 for value in eight.trainable.values())
+
+
+def test_a_device_holds_an_eighth_of_what_is_cut_and_its_moments():
+    state, _ = trained(jax.devices(), True, steps=1)
+    cuts = {name: zero.cut(value.shape, 8) for name, value in state.trainable.items()}
+    assert sum(at is not None for at in cuts.values()) > 15
+    for leaf in [*state.trainable.values(), *jax.tree.leaves(state.optimizer_state)]:
+        share = 1 if zero.cut(leaf.shape, 8) is None else 8
+        assert leaf.addressable_shards[0].data.size * share == leaf.size
+
+
+def test_what_cannot_be_cut_evenly_is_cut_along_another_dimension_or_stays_whole():
+    assert zero.cut((30522, 768), 8) == 1
+    assert zero.cut((768, 3072), 8) == 0
+    assert zero.cut((30522, 770), 8) is None
+    assert zero.cut((3072,), 8) is None
+    assert zero.cut((2, 16), 8) is None  # small
+    assert zero.cut((768, 3072), 1) is None
+
+
+def test_gradients_are_summed_in_parts_and_no_large_array_is_summed_whole():
+    mesh = data_mesh()
+    state = place(make_state(), mesh, zero1=True)
+    step = Compiled(data_parallel(update, mesh, zero1=True), mesh, donate=True)
+    program = step.program(dataclasses.replace(state, frozen={}), state.frozen, random_batch(rows=32))
+    text = program.as_text()
+    assert "reduce-scatter(" in text
+    assert "all-gather(" in text
+
+
+def test_the_norm_is_that_of_all_parts():
+    rng = np.random.default_rng(0)
+    whole = {"a": rng.standard_normal((16, 8)).astype(np.float32), "b": rng.standard_normal(5).astype(np.float32)}
+    norm = jax.shard_map(
+        lambda g: zero.norm(g, {"a": 0}, "data"),
+        mesh=data_mesh(),
+        in_specs=({"a": jax.P("data"), "b": jax.P()},),
+        out_specs=jax.P(),
+        check_vma=False,
+    )(whole)
+    expected = np.sqrt(sum((value**2).sum() for value in whole.values()))
+    np.testing.assert_allclose(float(norm), expected, rtol=1e-6)
