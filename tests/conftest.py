@@ -35,6 +35,13 @@ from ftjax.models.bert import BertConfig  # noqa: E402
 from ftjax.pretrained.names import BERT  # noqa: E402
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """What a module compiled is dropped after it: over the whole suite it would come to gigabytes a process."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def minilm() -> Path:
     """The real MiniLM directory."""
