@@ -4,15 +4,15 @@
 
 Full fine-tuning in bfloat16 with the model's own dropout, rows of 128 tokens, 32 a chip; then four microbatches of as many.
 All figures are predicted by the XLA:TPU cost model from the compiled step, "all in": with communication and what else the
-cost model leaves out, see ftjax/hlo.py. None was measured on a chip.
+cost model leaves out, see ftjax/cost/hlo.py. None was measured on a chip.
 """
 
 import argparse
 import sys
 
 from ftjax.config import PlanConfig
+from ftjax.cost.topology import settle_environment
 from ftjax.errors import InputError
-from ftjax.topology import settle_environment
 
 TOPOLOGIES = ("v3:2x2", "v4:2x2x1", "v5e:1x1", "v5e:2x4", "v5e:4x8", "v5p:2x2x1", "v6e:2x4")
 ROWS = 32  # a device and microbatch
@@ -39,8 +39,8 @@ def main() -> None:
     parser.add_argument("--topology", nargs="+", default=TOPOLOGIES)
     options = parser.parse_args()
     settle_environment(options.topology[0])
-    from ftjax.plan import COST_MODEL, examine
-    from ftjax.topology import mesh_of
+    from ftjax.cost.plan import COST_MODEL, examine
+    from ftjax.cost.topology import mesh_of
 
     print(f"{options.model}, {COST_MODEL}:\n")
     print(f"| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}", flush=True)

@@ -172,10 +172,10 @@ def run(command: Any) -> None:
             if command.json:
                 print_json(results)
         case PlanConfig():
-            from ftjax.topology import settle_environment
+            from ftjax.cost.topology import settle_environment
 
             settle_environment(command.topology)
-            from ftjax.plan import plan, show_plan
+            from ftjax.cost.plan import plan, show_plan
             from ftjax.terminal import Terminal
 
             found = plan(command, Terminal().say)
@@ -184,7 +184,7 @@ def run(command: Any) -> None:
             else:
                 show_plan(found)
         case BenchmarkConfig():
-            from ftjax.benchmark import benchmark, show_benchmark
+            from ftjax.cost.benchmark import benchmark, show_benchmark
             from ftjax.terminal import Terminal
 
             found = benchmark(command, Terminal().say)

@@ -10,12 +10,12 @@ import pytest
 from conftest import run_command
 from test_commands import fail
 
-from ftjax.bare import bare_run, full_rows, step_arguments
-from ftjax.chips import CHIPS, read_topology
 from ftjax.config import PlanConfig
+from ftjax.cost.bare import bare_run, full_rows, step_arguments
+from ftjax.cost.chips import CHIPS, read_topology
+from ftjax.cost.plan import bytes_of, kept, out_of_memory, plan, search, show_plan
 from ftjax.errors import InputError
 from ftjax.parallel import data_mesh
-from ftjax.plan import bytes_of, kept, out_of_memory, plan, search, show_plan
 
 TPU = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, the compiler for TPUs")
 NEEDED = {"fits", "bytes_per_chip", "predicted_step_seconds", "predicted_mfu", "collectives"}
@@ -98,7 +98,7 @@ def test_the_search_doubles_the_batch_until_it_no_longer_fits_or_pays(monkeypatc
         return found | {"fits": fits, "bytes_per_chip": needed} | (figures if fits else dict.fromkeys(figures))
 
     lines = []
-    monkeypatch.setattr("ftjax.plan.examine", examine)
+    monkeypatch.setattr("ftjax.cost.plan.examine", examine)
     best = search(PlanConfig(model="x", batch_size=32), data_mesh(), None, lines.append)
     tried = [(row["sharding"], row["remat"], row["batch_size"], row["fits"]) for row in best["search"]]
     assert tried == [

@@ -11,15 +11,16 @@ from pathlib import Path
 import pytest
 from conftest import tiny_config
 
-from ftjax import hlo, zero
-from ftjax.bare import bare_run, full_rows, random_rows, step_arguments
+from ftjax import zero
 from ftjax.config import PlanConfig
+from ftjax.cost import hlo
+from ftjax.cost.bare import bare_run, full_rows, random_rows, step_arguments
+from ftjax.cost.flops import program_flops
 from ftjax.data.batches import batches
-from ftjax.flops import program_flops
 from ftjax.parallel import data_mesh, shard_batch
 from ftjax.step import train_step
 
-TABLE = Path(__file__).parent / "golden" / "costs.json"
+TABLE = Path(__file__).parent.parent / "golden" / "costs.json"
 CASES = {
     "full": {},
     "full, 4 microbatches, replicated": {"gradient_accumulation": 4, "sharding": "replicated"},

@@ -7,7 +7,7 @@ import pytest
 from conftest import run_command
 from test_commands import fail
 
-from ftjax.benchmark import matmul_flops
+from ftjax.cost.benchmark import matmul_flops
 
 SMALL = ("--batch-size", "4", "--max-length", "16", "--steps", "3")
 NEEDED = {"step_seconds", "examples_per_second", "tokens_per_second", "mfu"}

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ftjax import hlo
-from ftjax.chips import CHIPS
+from ftjax.cost import hlo
+from ftjax.cost.chips import CHIPS
 from ftjax.parallel import data_mesh
 
 TPU = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, the compiler for TPUs")
@@ -51,7 +51,7 @@ def test_loops_within_loops_count_as_often_as_they_turn():
 
 @TPU
 def test_cycles_of_a_loop_on_a_tpu_are_those_of_the_program_without_it():
-    from ftjax.topology import mesh_of, settle_environment
+    from ftjax.cost.topology import mesh_of, settle_environment
 
     settle_environment("v5e:1x1")
     mesh, chip = mesh_of("v5e:1x1")

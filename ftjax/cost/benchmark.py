@@ -19,12 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ftjax import launch, machine
-from ftjax.bare import bare_run, initial_params, random_rows, shape_of
 from ftjax.config import BenchmarkConfig
+from ftjax.cost.bare import bare_run, initial_params, random_rows, shape_of
+from ftjax.cost.flops import FORMULA, model_flops, program_flops
 from ftjax.data.batches import batches, make_batch
 from ftjax.data.prefetch import prefetch
 from ftjax.errors import InputError
-from ftjax.flops import FORMULA, model_flops, program_flops
 from ftjax.models.layers import dot
 from ftjax.models.shapes import SHAPES
 from ftjax.parallel import check_batch_size, data_mesh, place

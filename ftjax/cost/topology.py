@@ -7,7 +7,7 @@ import math
 import os
 from typing import TYPE_CHECKING, Any
 
-from ftjax.chips import Chip, read_topology
+from ftjax.cost.chips import Chip, read_topology
 from ftjax.errors import InputError
 
 if TYPE_CHECKING:

@@ -13,18 +13,18 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ftjax import hlo
-from ftjax.bare import bare_run, full_rows, step_arguments
-from ftjax.benchmark import matmul_flops
-from ftjax.chips import Chip
 from ftjax.config import PlanConfig
+from ftjax.cost import hlo
+from ftjax.cost.bare import bare_run, full_rows, step_arguments
+from ftjax.cost.benchmark import matmul_flops
+from ftjax.cost.chips import Chip
+from ftjax.cost.flops import FORMULA, model_flops, program_flops
+from ftjax.cost.topology import mesh_of
 from ftjax.data.batches import make_batch
-from ftjax.flops import FORMULA, model_flops, program_flops
 from ftjax.parallel import DATA, Compiled, check_batch_size
 from ftjax.prefix import prefix_step
 from ftjax.prepare import Run
 from ftjax.step import train_step
-from ftjax.topology import mesh_of
 
 Say = Callable[[str], None]
 

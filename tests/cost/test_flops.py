@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from conftest import random_batch, tiny_config
 
-from ftjax.flops import model_flops, program_flops
+from ftjax.cost.flops import model_flops, program_flops
 from ftjax.models import build
 from ftjax.models.bert import BertConfig
 from ftjax.objectives import Term

@@ -1,6 +1,6 @@
 """PyTorch's side of `ftjax benchmark --against torch`: a program of its own, run by a Python that has torch and transformers.
 
-It reads one JSON object (see `ftjax.benchmark.TorchStep`), answers with its versions, then with the seconds of as many steps
+It reads one JSON object (see `benchmark.TorchStep`), answers with its versions, then with the seconds of as many steps
 as each line of its input asks for. Nothing of ftjax is imported.
 """
 
