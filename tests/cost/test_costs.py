@@ -58,7 +58,7 @@ def test_a_step_costs_what_the_table_says(case, tmp_path, monkeypatch):
     monkeypatch.setattr(zero, "SMALLEST", 64)  # so that the tiny model's matrices are cut as real ones are
     found, expected = cost(shape(tmp_path / "shape"), CASES[case]), json.loads(TABLE.read_text())[case]
     for name in ("asked_flops", "argument_bytes", "collectives"):
-        assert found[name] == expected[name], f"{name}; is the change meant? Then: PYTHONPATH=tests python tests/cost/test_costs.py"
+        assert found[name] == expected[name], f"{name}; is the change meant? See the top of this file"
     assert found["flops"] == pytest.approx(expected["flops"], rel=0.02)  # compilers differ a little
     assert found["temporary_bytes"] <= 1.25 * expected["temporary_bytes"]  # other machines need a little more
 
