@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from ftjax import hlo
 from ftjax.chips import CHIPS
@@ -52,9 +53,11 @@ def test_loops_within_loops_count_as_often_as_they_turn():
 @pytest.fixture
 def no_cache():
     """Programs for a chip that is not there cannot be read from a cache."""
-    jax.config.update("jax_enable_compilation_cache", False)
-    yield
-    jax.config.update("jax_enable_compilation_cache", True)
+    for enabled in (False, True):
+        jax.config.update("jax_enable_compilation_cache", enabled)
+        reset_cache()  # or it goes by what it was when first used
+        if not enabled:
+            yield
 
 
 @TPU
