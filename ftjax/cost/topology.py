@@ -31,6 +31,7 @@ def settle_environment(topology: str) -> None:
     quiet = {"TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3", "TF_CPP_MIN_LOG_LEVEL": "3"}
     for name, value in {**absent, **quiet, "JAX_PLATFORMS": "cpu"}.items():
         os.environ.setdefault(name, value)
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # a kept program cannot be read again without its chip
 
 
 def mesh_of(topology: str) -> tuple[Mesh, Chip | None]:
