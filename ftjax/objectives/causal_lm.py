@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +60,8 @@ class CausalLM:
     The model has the head `causal_lm`. Rows may be packed (`segment_ids`); `loss_mask` chooses the tokens to learn, such
     as an assistant's. block: positions whose logits are held at a time.
     """
+
+    reads_vocabulary: ClassVar[bool] = True  # as its output matrix, where embeddings are tied
 
     model: Model
     block: int = 256

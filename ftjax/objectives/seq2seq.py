@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,8 @@ def seq2seq_logits(model: Model, params: Params, batch: Batch, seeds: jax.Array 
 @dataclasses.dataclass(frozen=True)
 class Seq2Seq:
     """Cross-entropy of the tokens of `batch["labels"]`, each of which weighs 1; also the metric `token_accuracy`."""
+
+    reads_vocabulary: ClassVar[bool] = True
 
     model: Model
 
