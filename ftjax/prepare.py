@@ -21,7 +21,7 @@ from ftjax.objectives.masked_lm import wordpiece_continuations
 from ftjax.optimizer import carry_over
 from ftjax.parallel import Compiled, check_batch_size, data_mesh, data_parallel, place
 from ftjax.pretrained.hub import model_directory
-from ftjax.pretrained.load import Pretrained, load_pretrained, read_config, saved_labels
+from ftjax.pretrained.load import Pretrained, load_pretrained, read_config, refuse_seq2seq, saved_labels
 from ftjax.stages import Stage, choose_lora, memory, new_heads, stages_of
 from ftjax.step import TrainState, create_state, update
 
@@ -87,6 +87,7 @@ def prepare_data(config: TrainConfig, say: Say, buckets: tuple[int, ...] = ()) -
     """Read and tokenise; InputError for rows that training cannot use. buckets: () where they are still to be chosen."""
     directory = model_directory(config.model)
     model_config, raw_config, _ = read_config(directory)
+    refuse_seq2seq(model_config, config.model)
     if config.max_length > model_config.max_length:
         raise InputError(f"--max-length {config.max_length} is longer than the model's {model_config.max_length} positions.")
     train_rows, eval_rows, test_rows = read_rows(config)

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from ftjax.errors import InputError, did_you_mean
-from ftjax.models import CONFIGS, Classifier, Config, Lora, Model, Params, build, initial_value, with_lora
+from ftjax.models import CONFIGS, SEQ2SEQ, Classifier, Config, Lora, Model, Params, build, initial_value, with_lora
 from ftjax.models.shapes import SHAPES
 from ftjax.pretrained import gguf, keras
 from ftjax.pretrained.hub import model_directory
@@ -68,6 +68,15 @@ def read_config(directory: Path | str) -> tuple[Config, dict[str, Any], NameTabl
         )
     config = CONFIGS[model_type].from_dict(raw, str(source))
     return config, raw, table_of(config)
+
+
+def refuse_seq2seq(config: Config, source: str) -> None:
+    """InputError for an encoder and decoder: the library runs and trains those, no command does."""
+    if type(config) in SEQ2SEQ:
+        raise InputError(
+            f"{source}: {config.model_type} has an encoder and a decoder, which no command knows yet; "
+            "see ftjax.objectives.seq2seq for training it in a loop of your own."
+        )
 
 
 def saved_labels(raw_config: dict[str, Any]) -> tuple[str, ...]:

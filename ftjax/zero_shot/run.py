@@ -21,7 +21,7 @@ from ftjax.inference import TextClassifier
 from ftjax.loop import fit
 from ftjax.pretrained import load_pretrained, save_pretrained
 from ftjax.pretrained.hub import model_directory
-from ftjax.pretrained.load import read_config
+from ftjax.pretrained.load import read_config, refuse_seq2seq
 from ftjax.terminal import Terminal
 from ftjax.zero_shot.config import TEMPLATES, ZeroShotConfig
 from ftjax.zero_shot.scores import (
@@ -91,7 +91,9 @@ def classify(config: ZeroShotConfig, terminal: Terminal) -> list[dict[str, Any]]
 
 def how(config: ZeroShotConfig) -> str:
     """The way of scoring, `auto` resolved; InputError where it is not one of this model."""
-    causal = read_config(model_directory(config.model))[0].causal
+    architecture = read_config(model_directory(config.model))[0]
+    refuse_seq2seq(architecture, config.model)
+    causal = architecture.causal
     chosen = config.how if config.how != "auto" else "likelihood" if causal else "similarity"
     if (chosen == "likelihood") != causal:
         kind, ways = ("a decoder", "likelihood") if causal else ("an encoder", "similarity or cloze")

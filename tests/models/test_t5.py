@@ -11,6 +11,7 @@ import pytest
 from conftest import random_params
 from safetensors.numpy import load_file, save_file
 
+from ftjax.cli import main
 from ftjax.errors import InputError
 from ftjax.models import Lora, build
 from ftjax.models.t5 import T5Config, shift_right
@@ -350,3 +351,15 @@ def test_greedy_decoding_with_the_cache_gives_pytorchs_tokens(tmp_path):
             logits, cache = module.step(jnp.asarray(tokens[-1]), cache)
             tokens.append(np.asarray(logits.argmax(-1)))
         assert np.array_equal(np.stack(tokens, 1), expected)
+
+
+@pytest.mark.parametrize("command", ["train", "zero-shot"])
+def test_commands_refuse_it_in_one_line(command, t5, tmp_path, capsys):
+    directory = str(t5[1].directory)
+    (tmp_path / "a.csv").write_text("text,label\na,0\nb,1\n")
+    train = ("train", "--train-file", str(tmp_path / "a.csv"), "--output", str(tmp_path / "run"))
+    arguments = {"train": train, "zero-shot": ("zero-shot", "a", "--labels", "x,y")}[command]
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--model", directory])
+    said = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2 and "an encoder and a decoder" in said[-1] and not (tmp_path / "run").exists()
