@@ -97,9 +97,10 @@ def plan_mixed_epoch(
             fits = lengths[having] <= bucket
         chosen: list[int] = []
         while len(chosen) < labeled_rows:  # more than once around where fewer rows fit than are asked for
-            order = np.where(fits, rank + rng.random(len(having)), np.inf).argsort()[: min(fits.sum(), labeled_rows - len(chosen))]
-            rank[order] += 1
-            chosen += list(having[order])
+            least_used = np.where(fits, rank + rng.random(len(having)), np.inf).argsort()
+            rows_now = least_used[: min(fits.sum(), labeled_rows - len(chosen))]
+            rank[rows_now] += 1
+            chosen += list(having[rows_now])
         batches.append((bucket, np.concatenate([chosen, without[rows]])))
     return batches
 
