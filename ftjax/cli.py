@@ -21,18 +21,18 @@ from ftjax.zero_shot.config import ZeroShotConfig
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """Score a trained model on a file: loss, accuracy, macro F1 and Matthews, exact over every example."""
+    """Score a trained model on a file: the loss and the metrics of its task, exact over every example."""
 
     model: str
     """Directory of a trained model (RUN/model), or its hub id."""
     file: Path
     """Rows with labels."""
-    text_column: str = "text"
-    """Column of the text."""
+    text_column: str | None = None
+    """Column of the text. Default: that of the model's task, as in ftjax train."""
     text_pair_column: str | None = None
     """Column of the second text, for sentence pairs."""
-    label_column: str = "label"
-    """Column of the label."""
+    label_column: str | None = None
+    """Column of the label. Default: that of the model's task, as in ftjax train."""
     batch_size: int = 32
     """Rows at a time."""
     max_length: int | None = None
@@ -45,18 +45,18 @@ class Evaluate:
 
 @dataclasses.dataclass(frozen=True)
 class Predict:
-    """Classify texts: one JSON object a line with text, prediction and scores."""
+    """Say what a trained model predicts for texts: one JSON object a line with text, prediction and scores."""
 
     model: str
     """Directory of a trained model (RUN/model), or its hub id."""
     text: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Texts to classify."""
+    """Texts to predict for."""
     file: Path | None = None
-    """Rows to classify, instead of texts."""
+    """Rows to predict for, instead of texts."""
     output: Path | None = None
     """Write there instead of stdout; must not exist."""
-    text_column: str = "text"
-    """Column of the text."""
+    text_column: str | None = None
+    """Column of the text. Default: that of the model's task, as in ftjax train."""
     text_pair_column: str | None = None
     """Column of the second text, for sentence pairs."""
     batch_size: int = 32
@@ -201,16 +201,8 @@ def run(command: Any) -> None:
             if command.json:
                 print_json(result)
         case Evaluate():
-            from ftjax.data.files import read_file
-
-            rows = read_file(
-                command.file,
-                text_column=command.text_column,
-                text_pair_column=command.text_pair_column,
-                label_column=command.label_column,
-                require_labels=True,
-            )
-            scores = classifier(command).evaluate(rows)
+            model = predictor(command)
+            scores = model.evaluate(model.task.read_file(command.file, command, require_labels=True))
             if command.json:
                 print_json(scores)
             else:
@@ -272,31 +264,30 @@ def run(command: Any) -> None:
                 raise SystemExit(2)
 
 
-def classifier(command: Evaluate | Predict) -> Any:
-    """The classifier that a command names."""
-    from ftjax.inference import TextClassifier
+def predictor(command: Evaluate | Predict) -> Any:
+    """The trained model that a command names."""
+    from ftjax.inference import Predictor
 
-    return TextClassifier.load(
-        command.model, max_length=command.max_length, batch_size=command.batch_size, precision=command.precision
-    )
+    names = ("max_length", "batch_size", "precision")
+    return Predictor.load(command.model, **{name: getattr(command, name) for name in names}, settings=command)
 
 
 def predict(command: Predict) -> None:
-    """Classify the texts or the file's rows; a line of JSON each."""
+    """Predictions for the texts or the file's rows; a line of JSON each."""
     if (command.file is None) == (not command.text):
         raise InputError("Give either texts or --file.")
     if command.output is not None and command.file is None:
         raise InputError("--output needs --file; the predictions of texts go to stdout.")
     if command.output is not None and command.output.exists():
         raise InputError(f"--output {command.output}: exists already; choose another file.")
-    texts, pairs = list(command.text), None
-    if command.file is not None:
-        from ftjax.data.files import read_file
+    from ftjax.data.files import Rows
 
-        columns = {"text_column": command.text_column, "text_pair_column": command.text_pair_column}
-        rows = read_file(command.file, **columns, label_column=None)
-        texts, pairs = rows.texts, rows.pairs
-    lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in classifier(command).predict(texts, pairs))
+    model = predictor(command)
+    if command.file is not None:
+        rows = model.task.read_file(command.file, command, labels=False)
+    else:
+        rows = Rows(list(command.text), None, None, "the texts given")
+    lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in model.predict(rows))
     if command.output is None:
         sys.stdout.write(lines)
     else:

@@ -15,11 +15,12 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from ftjax.errors import InputError, did_you_mean
+from ftjax.tasks import TASKS, task_class
 from ftjax.weight import Weight, parse_weight
 
 Method = Literal["full", "partial", "self-supervised"]
 METHODS: tuple[Method, ...] = ("full", "partial", "self-supervised")
-Metric = Literal["accuracy", "macro_f1", "matthews", "loss"]
+TaskName = Literal[*TASKS]  # type: ignore[valid-type]
 Augmentation = Literal["token-dropout", "token-mask", "span-deletion", "word-swap", "dropout"]
 
 DEFAULT_WEIGHTS = {
@@ -86,14 +87,14 @@ class TrainConfig:
     """Split of --dataset to evaluate on after every epoch."""
     test_split: str | None = None
     """Split of --dataset to score once, at the end."""
-    text_column: str = "text"
-    """Column of the text."""
+    text_column: str | None = None
+    """Column of the text. Default: text."""
     text_pair_column: str | None = None
     """Column of the second text, for sentence pairs."""
-    label_column: str = "label"
-    """Column of the label: names or whole numbers; empty or null where a row has none."""
-    task: Literal["classification"] = "classification"
-    """What is learnt."""
+    label_column: str | None = None
+    """Column of the label: names or whole numbers; empty or null where a row has none. Default: label."""
+    task: TaskName = TASKS[0]
+    """What is learnt. classification: the class of a text or a pair."""
 
     classifier: Literal["pooled", "first-token", "last-token", "mean"] | None = None
     """Head: pooled is transformers' BertForSequenceClassification; first-token and last-token are a linear layer on that
@@ -174,8 +175,9 @@ class TrainConfig:
     """AdamW's decoupled weight decay; never on biases and norms."""
     max_gradient_norm: float = 1.0
     """Gradients are scaled down to this global norm; 0 turns that off."""
-    metric: Metric | None = None
-    """Chooses the best epoch. Default accuracy, or loss where there are no labels."""
+    metric: str | None = None
+    """Chooses the best epoch. classification: accuracy, macro_f1 or matthews. Or loss. Default: the first of the task's, or
+    loss where there are no labels."""
     early_stopping: int | None = None
     """Stop after this many evaluations without a better --metric."""
     buckets: int | None = None
@@ -258,6 +260,10 @@ class TrainConfig:
             )
         if self.teacher_decay and not any(name in ("consistency", "pseudo-label") for name, _ in losses[0]):
             raise InputError("--teacher-decay needs consistency or pseudo-label among --self-supervised-loss.")
+        if self.metric is not None and self.metric not in (known := task_class(self.task).metrics):
+            raise InputError(
+                f"--metric {self.metric}: --task {self.task} has {', '.join(known)}.{did_you_mean(self.metric, known)}"
+            )
         if not self.has_evaluation and (self.metric or self.early_stopping):
             raise InputError("--metric and --early-stopping need rows to evaluate on: give --eval-file or --eval-split.")
 
@@ -419,9 +425,9 @@ class StepConfig(TrainConfig):
     train_split: Annotated[str, Hidden] = "train"
     eval_split: Annotated[str | None, Hidden] = None
     test_split: Annotated[str | None, Hidden] = None
-    text_column: Annotated[str, Hidden] = "text"
+    text_column: Annotated[str | None, Hidden] = None
     text_pair_column: Annotated[str | None, Hidden] = None
-    label_column: Annotated[str, Hidden] = "label"
+    label_column: Annotated[str | None, Hidden] = None
     labels_per_class: Annotated[int | None, Hidden] = None
     unlabeled_ratio: Annotated[float | None, Hidden] = None
     adapt_epochs: Annotated[int, Hidden] = 0
@@ -431,7 +437,7 @@ class StepConfig(TrainConfig):
     prefix_cache_memory_gb: Annotated[float, Hidden] = 2.0
     prefix_cache_disk_gb: Annotated[float, Hidden] = 20.0
     prefix_cache_dir: Annotated[Path | None, Hidden] = None
-    metric: Annotated[Metric | None, Hidden] = None
+    metric: Annotated[str | None, Hidden] = None
     early_stopping: Annotated[int | None, Hidden] = None
     buckets: Annotated[int | None, Hidden] = None
     log_every: Annotated[int, Hidden] = 10
@@ -471,10 +477,10 @@ class BenchmarkConfig(StepConfig):
 
     train_file: Path | None = None
     """Rows for the pipeline; --model must then be a directory or hub id. Default: made-up rows of random lengths."""
-    text_column: str = "text"
-    """Column of the text."""
-    label_column: str = "label"
-    """Column of the label."""
+    text_column: str | None = None
+    """Column of the text. Default: text."""
+    label_column: str | None = None
+    """Column of the label. Default: label."""
     steps: int = 10
     """Timed steps."""
     against: Literal["torch"] | None = None

@@ -11,13 +11,13 @@ from ftjax.models import Model
 from ftjax.objectives import Loss, Objective, Term
 from ftjax.objectives.augment import Augmentation, Identity, SpanDeletion, TokenDropout, WordSwap
 from ftjax.objectives.causal_lm import CausalLM
-from ftjax.objectives.classification import Classification
 from ftjax.objectives.consistency import Consistency
 from ftjax.objectives.contrastive import DropoutPairs, LabelPairs
 from ftjax.objectives.entropy import Entropy
 from ftjax.objectives.masked_lm import MaskedLM
 from ftjax.objectives.pseudo_label import PseudoLabel
 from ftjax.objectives.schedule import over
+from ftjax.tasks.task import Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,15 +30,17 @@ class Vocabulary:
     continuations: bytes
 
 
-def objective(config: TrainConfig, vocabulary: Vocabulary, model: Model, *, labeled: bool, steps: int) -> Objective:
+def objective(config: TrainConfig, task: Task, vocabulary: Vocabulary, model: Model, *, labeled: bool, steps: int) -> Objective:
     """The terms that the settings ask for. labeled: whether any row has a label; L is left out otherwise.
 
     Raises InputError where nothing is left to learn from, or a term cannot work with this model and these rows.
     """
     terms: list[Term] = []
     if labeled and config.supervised_weight:
-        terms.append(Term("classification", config.supervised_weight, Classification(model)))
+        terms.append(Term(task.name.replace("-", "_"), config.supervised_weight, task.loss(model)))
     for name, weight in config.losses:
+        if name in (*CLASS_LOSSES, *LABEL_LOSSES) and not task.row_classes:
+            raise InputError(f"--self-supervised-loss {name} is about classes of rows, which --task {task.name} does not have.")
         if name in (*CLASS_LOSSES, *LABEL_LOSSES) and not labeled:
             raise InputError(f"--self-supervised-loss {name} needs some rows with a label, and there are none.")
         if not weight.is_zero:

@@ -25,6 +25,7 @@ from ftjax.prepare import Data, Run, assemble, heads
 from ftjax.pretrained.hub import model_directory
 from ftjax.pretrained.load import Pretrained, read_config, saved_labels, unnamed
 from ftjax.step import TrainState
+from ftjax.tasks import task_class
 
 SPECIAL_IDS, MASK_TOKEN_ID = (0, 101, 102, 103), 103  # of the English BERT vocabulary; the step costs the same with others
 
@@ -42,24 +43,27 @@ def bare_run(config: StepConfig, train: Examples, say: Callable[[str], None]) ->
     labels = saved_labels(read_config(source)[1]) or unnamed(config.num_labels)
     if config.dropout is not None:
         model_config = model_config.with_dropout(config.dropout)
-    classes, masked_lm, causal_lm = heads(config)
-    kind = config.classifier or model_config.own_classifier
+    task = dataclasses.replace(task_class(config.task).of(config), labels=labels)
+    needed = heads(config, task)
+    classes = "classifier" in needed
+    kind = task.classifier or config.classifier or model_config.own_classifier
     model = build(
         model_config,
         num_labels=len(labels) if classes else None,
         classifier=kind,
-        masked_lm=masked_lm,
-        causal_lm=causal_lm,
+        masked_lm="masked_lm" in needed,
+        causal_lm="causal_lm" in needed,
         scan=config.scan_layers,
         precision=config.precision,
     )
     continuations = b"\0\1".ljust(model_config.vocab_size, b"\0")  # some piece goes on with a word
     data = Data(
+        task=task,
         train=train,
         eval=None,
         test=None,
+        eval_rows=None,
         test_rows=None,
-        labels=labels,
         buckets=(config.max_length,),
         vocabulary=Vocabulary(0, min(MASK_TOKEN_ID, model_config.vocab_size - 1), SPECIAL_IDS, continuations),
         labeled_rows=0,

@@ -29,12 +29,16 @@ OPENERS: dict[str, Callable[..., IO[Any]]] = {".gz": gzip.open, ".bz2": bz2.open
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Columns before they are chosen: names, the cells of one, how many rows, and the classes that columns declare."""
+    """Columns before they are chosen: names, the cells of one, how many rows, and the classes that columns declare.
+
+    plain: lines of text, which have no column that could be named.
+    """
 
     names: list[str]
     cells: Callable[[str], Iterable[Any]]
     rows: int
     class_names: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    plain: bool = False
 
 
 def load_tables(paths: Sequence[Path]) -> Table:
@@ -64,7 +68,7 @@ def load_table(path: Path) -> Table:
             if kind in JSON:
                 return json_table(file.read(), path)
             texts = [line.removesuffix("\n") for line in file]
-            return Table(["text"], {"text": texts}.__getitem__, len(texts))
+            return Table(["text"], {"text": texts}.__getitem__, len(texts), plain=True)
     except UnicodeDecodeError:
         raise InputError(not_utf8(path)) from None
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:  # all but the first: a damaged compressed file

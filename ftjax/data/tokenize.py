@@ -12,7 +12,7 @@ import numpy as np
 
 from ftjax.data.files import Rows
 from ftjax.errors import InputError
-from ftjax.objectives import NO_LABEL
+from ftjax.objectives import NO_LABEL, has_label
 from ftjax.pretrained import gguf
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ CHUNK = 4096  # texts a tokenizer call: bounds memory on large files
 class Examples:
     """Tokenised rows, stored end to end.
 
-    tokens, token_types: int32 (all tokens,); row i is [starts[i], starts[i + 1]). labels: int32 (rows,), -100: none.
+    tokens, token_types: int32 (all tokens,); row i is [starts[i], starts[i + 1]).
+    labels: as in a batch (see `ftjax.objectives.Batch`), (rows, ...); or, where `per_token`, int32 (all tokens,).
     truncated, empty: how many rows were cut to max_length, and how many had no text.
     """
 
@@ -35,14 +36,21 @@ class Examples:
     labels: np.ndarray
     truncated: int
     empty: int
+    per_token: bool = False
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.starts) - 1
 
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of each row, int64 (rows,)."""
         return np.diff(self.starts)
+
+    @property
+    def labeled(self) -> np.ndarray:
+        """Which rows have a label, bool (rows,)."""
+        given = has_label(self.labels)
+        return np.logical_or.reduceat(given, self.starts[:-1]) if self.per_token else given
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
@@ -126,4 +134,5 @@ def join(first: Examples, second: Examples) -> Examples:
         labels=np.concatenate([first.labels, second.labels]),
         truncated=first.truncated + second.truncated,
         empty=first.empty + second.empty,
+        per_token=first.per_token,
     )

@@ -35,6 +35,7 @@ class Pretrained:
     labels: class names in the order of the classifier's outputs, or () without a classifier.
     classifier: the kind of head that these would have; None where the architecture has none.
     raw_config: config.json as read.
+    problem_type: what config.json will call a classifier's problem; None: it will not.
     """
 
     directory: Path
@@ -47,6 +48,7 @@ class Pretrained:
     labels: tuple[str, ...]
     classifier: Classifier | None
     raw_config: dict[str, Any]
+    problem_type: str | None = "single_label_classification"
 
 
 def read_config(directory: Path | str) -> tuple[Config, dict[str, Any], NameTable]:

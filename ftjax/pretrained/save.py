@@ -57,7 +57,7 @@ def save_pretrained(pretrained: Pretrained, params: Params, directory: str | Pat
         if has_head:
             config |= {
                 "architectures": [table.classes[0]],
-                "problem_type": "single_label_classification",
+                "problem_type": pretrained.problem_type,
                 "id2label": {str(i): label for i, label in enumerate(pretrained.labels)},
                 "label2id": {label: i for i, label in enumerate(pretrained.labels)},
             }
