@@ -30,13 +30,15 @@ class Evaluate:
     text_column: str | None = None
     """Column of the text. Default: that of the model's task, as in ftjax train."""
     text_pair_column: str | None = None
-    """Column of the second text, for sentence pairs."""
+    """Column of the second text, for sentence pairs, or of the context. Default: that of the model's task."""
     label_column: str | None = None
     """Column of the label. Default: that of the model's task, as in ftjax train."""
     batch_size: int = 32
     """Rows at a time."""
     max_length: int | None = None
     """Longest row in tokens, longer ones are cut. Default: as many as the model has positions."""
+    window_overlap: int | None = None
+    """Tokens that windows of a long context have in common, as in ftjax train."""
     precision: str = "float32"
     """Operands of dot products: float32 or bfloat16."""
     json: bool = False
@@ -58,11 +60,13 @@ class Predict:
     text_column: str | None = None
     """Column of the text. Default: that of the model's task, as in ftjax train."""
     text_pair_column: str | None = None
-    """Column of the second text, for sentence pairs."""
+    """Column of the second text, for sentence pairs, or of the context. Default: that of the model's task."""
     batch_size: int = 32
     """Rows at a time."""
     max_length: int | None = None
     """Longest row in tokens, longer ones are cut. Default: as many as the model has positions."""
+    window_overlap: int | None = None
+    """Tokens that windows of a long context have in common, as in ftjax train."""
     precision: str = "float32"
     """Operands of dot products: float32 or bfloat16."""
 
@@ -286,7 +290,7 @@ def predict(command: Predict) -> None:
     if command.file is not None:
         rows = model.task.read_file(command.file, command, labels=False)
     else:
-        rows = Rows(list(command.text), None, None, "the texts given")
+        rows = model.task.checked(Rows(list(command.text), None, None, "the texts given"))
     lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in model.predict(rows))
     if command.output is None:
         sys.stdout.write(lines)

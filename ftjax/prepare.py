@@ -125,11 +125,12 @@ def prepare_data(config: TrainConfig, say: Say, buckets: tuple[int, ...] = ()) -
     for rows, examples in zip([*train_rows, eval_rows, test_rows], [*encoded, *held_out], strict=True):
         if rows is None or examples is None:
             continue
-        unlabeled = int((~examples.labeled).sum())
-        notes = [f"{unlabeled:,} without a label"] if any_labels and unlabeled else []
+        unlabeled = sum(label is None for label in rows.labels or [None] * len(rows.texts))
+        notes = [f"{len(examples):,} windows"] if examples.rows is not None else []
+        notes += [f"{unlabeled:,} without a label"] if any_labels and unlabeled else []
         notes += [f"{examples.empty:,} with an empty text"] if examples.empty else []
         notes += [f"{examples.truncated:,} cut to {config.max_length} tokens"] if examples.truncated else []
-        say(f"{rows.source}: {len(examples):,} rows" + (f" ({', '.join(notes)})" if notes else ""))
+        say(f"{rows.source}: {len(rows.texts):,} rows" + (f" ({', '.join(notes)})" if notes else ""))
     labeled = int(train.labeled.sum())
     labeled_rows = 0
     if 0 < labeled < len(train) and (config.supervised_weight or any(name in LABEL_LOSSES for name in names)):

@@ -59,7 +59,7 @@ def bare_run(config: StepConfig, train: Examples, say: Callable[[str], None]) ->
     continuations = b"\0\1".ljust(model_config.vocab_size, b"\0")  # some piece goes on with a word
     data = Data(
         task=task,
-        train=train,
+        train=task.made_up(train),
         eval=None,
         test=None,
         eval_rows=None,
@@ -123,7 +123,8 @@ def step_arguments(run: Run, mesh: Mesh) -> tuple[TrainState, Params, Batch]:
     """What `Run.train_program` is compiled for: (state without what is frozen, that, batch), shapes that lie on the mesh."""
     stage, size, length = run.stages[0], run.config.batch_size, run.data.buckets[-1]
     state = jax.eval_shape(lambda params: run.new_state(0, params), run.pretrained.params)
-    batch = jax.eval_shape(lambda: make_batch(full_rows(size, length), np.arange(size), length, size, 0))
+    rows = run.data.task.made_up(full_rows(size, length))
+    batch = jax.eval_shape(lambda: make_batch(rows, np.arange(size), length, size, 0))
     if stage.prefix:
         batch = attached(stage.model, batch)
     whole, rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(DATA))

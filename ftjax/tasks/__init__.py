@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ftjax.tasks.task import Task
 
-TASKS = ("classification",)
+TASKS = ("classification", "multi-label", "regression", "token-classification", "question-answering")
 """--task. The task `token-classification` is `TASK` of the module `token_classification`."""
 
 

@@ -68,7 +68,9 @@ class Task:
 
     @classmethod
     def of(cls, settings: Any) -> Self:
-        """The task as the settings of a command want it."""
+        """The task as the settings of a command want it. InputError for those that belong to another one."""
+        if getattr(settings, "window_overlap", None) is not None:
+            raise InputError("--window-overlap is for --task question-answering.")
         return cls()
 
     @classmethod
@@ -121,6 +123,10 @@ class Task:
     def encode(self, rows: Rows, tokenizer: PreTrainedTokenizerFast, max_length: int) -> Examples:
         """Tokens and targets of the rows. InputError, naming the row, for a target that the task does not know."""
         raise NotImplementedError
+
+    def made_up(self, examples: Examples) -> Examples:
+        """Examples whose tokens and classes were made up, with labels of the shape that the loss takes."""
+        return examples
 
     def loss(self, model: Model) -> Loss:
         """L, the labelled term."""
