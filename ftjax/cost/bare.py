@@ -40,10 +40,11 @@ def bare_run(config: StepConfig, train: Examples, say: Callable[[str], None]) ->
         raise InputError(
             f"--max-length {config.max_length} is longer than the model's {model_config.max_position_embeddings} positions."
         )
-    labels = saved_labels(read_config(source)[1]) or unnamed(config.num_labels)
+    task = task_class(config.task).of(config)
+    labels = unnamed(task.num_labels or 0) or saved_labels(read_config(source)[1]) or unnamed(config.num_labels)
     if config.dropout is not None:
         model_config = model_config.with_dropout(config.dropout)
-    task = dataclasses.replace(task_class(config.task).of(config), labels=labels)
+    task = dataclasses.replace(task, labels=labels)
     needed = heads(config, task)
     classes = "classifier" in needed
     kind = task.classifier or config.classifier or model_config.own_classifier
