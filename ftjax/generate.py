@@ -19,7 +19,8 @@ from ftjax.data.tokenize import load_tokenizer
 from ftjax.errors import InputError
 from ftjax.models import SEQ2SEQ, Model, Params
 from ftjax.models.decoder import Cache
-from ftjax.models.t5 import T5Config
+from ftjax.models.t5 import T5, T5Config
+from ftjax.objectives import Batch
 from ftjax.pretrained import Pretrained, load_pretrained
 from ftjax.pretrained.hub import model_directory
 from ftjax.pretrained.load import read_config
@@ -137,6 +138,32 @@ def _seq2seq_programs(model: Model, config: T5Config) -> tuple[Callable, Callabl
         return drawn(logits, seeds, count, *how), cache
 
     return begin, go_on
+
+
+def likeliest(module: T5, config: T5Config, batch: Batch, most: int) -> jax.Array:
+    """What an encoder and a decoder write for every source, greedily: int32 (batch, most), FINISHED from a text's end on.
+
+    The same as `generate`, for use inside a compiled function: the loop ends when all texts have.
+    """
+    stop = -1 if config.eos_token_id is None else config.eos_token_id
+    ids = batch["input_ids"]
+    cache = module.start(module.encode(ids, batch["attention_mask"])[-1], batch["attention_mask"], most)
+    first = jnp.full(len(ids), config.start_token_id, jnp.int32)
+
+    def go_on(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        count, tokens, going, written, cache = state
+        logits, cache = module.step(tokens, cache)
+        tokens = logits.argmax(-1).astype(jnp.int32)
+        going &= tokens != stop
+        written = written.at[:, count].set(jnp.where(going, tokens, FINISHED))
+        return count + 1, tokens, going, written, cache
+
+    def unfinished(state: tuple[jax.Array, ...]) -> jax.Array:
+        return (state[0] < most) & state[2].any()
+
+    written = jnp.full((len(ids), most), FINISHED, jnp.int32)
+    begin = (jnp.zeros((), jnp.int32), first, batch["example_ids"] >= 0, written, cache)
+    return jax.lax.while_loop(unfinished, go_on, begin)[3]
 
 
 def stream(

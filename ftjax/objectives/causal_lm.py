@@ -27,6 +27,19 @@ def next_tokens(batch: Batch) -> jax.Array:
     return jnp.pad(jnp.where(counts, batch["input_ids"][:, 1:], NO_LABEL), ((0, 0), (0, 1)), constant_values=NO_LABEL)
 
 
+def labeled_tokens(batch: Batch) -> Batch:
+    """The batch with a `loss_mask` of the tokens that have a label: `labels`, int32 (batch, length), is -100 elsewhere."""
+    return batch | {"loss_mask": (batch["labels"] >= 0).astype(jnp.int32)}
+
+
+def in_blocks(hidden: jax.Array, labels: jax.Array, block: int) -> tuple[jax.Array, jax.Array]:
+    """(positions, hidden) and (positions,) to (blocks, block, hidden) and (blocks, block), filled up with labels of -100."""
+    block = min(block, len(labels))
+    fill = -len(labels) % block
+    hidden = jnp.pad(hidden, ((0, fill), (0, 0))).reshape(-1, block, hidden.shape[-1])
+    return hidden, jnp.pad(labels, (0, fill), constant_values=NO_LABEL).reshape(-1, block)
+
+
 def blockwise(
     logits: Callable[[jax.Array], jax.Array], hidden: jax.Array, labels: jax.Array, block: int
 ) -> tuple[jax.Array, jax.Array]:
@@ -35,11 +48,7 @@ def blockwise(
     logits: hidden states (positions, hidden) to float32 (positions, classes). hidden (..., hidden), labels int (...),
     negative where there is none. At most `block` rows of logits are held at a time: the backward pass computes them again.
     """
-    hidden, labels = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
-    block = min(block, len(labels))
-    fill = -len(labels) % block
-    hidden = jnp.pad(hidden, ((0, fill), (0, 0))).reshape(-1, block, hidden.shape[-1])
-    labels = jnp.pad(labels, (0, fill), constant_values=NO_LABEL).reshape(-1, block)
+    hidden, labels = in_blocks(hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1), block)
 
     @jax.checkpoint
     def one(hidden: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -53,20 +62,43 @@ def blockwise(
     return jax.lax.scan(add, (jnp.zeros(()), jnp.zeros(())), (hidden, labels))[0]
 
 
+def token_scores(model: Model, params: Params, batch: Batch, block: int = 256) -> jax.Array:
+    """Of every token its loss (nats) and whether it was the likeliest, float32 (batch, length, 2); 0, 0 where none counts.
+
+    What counts is what `next_tokens` says; what a token is predicted from is before it. Deterministic.
+    """
+    module = model.bind(params)
+    hidden = module.hidden_states(batch)[-1]
+    labels = next_tokens(batch)
+    shape = labels.shape
+
+    def one(part: tuple[jax.Array, jax.Array]) -> jax.Array:
+        scores = module.vocabulary_logits(part[0])
+        losses, weights = cross_entropy(scores, part[1])
+        return jnp.stack([losses, weights * (scores.argmax(-1) == part[1]).astype(jnp.float32)], axis=-1)
+
+    parts = in_blocks(hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1), block)
+    found = jax.lax.map(one, parts).reshape(-1, 2)[: labels.size].reshape(*shape, 2)
+    return jnp.pad(found[:, :-1], ((0, 0), (1, 0), (0, 0)))
+
+
 @dataclasses.dataclass(frozen=True)
 class CausalLM:
     """Cross-entropy of the next token at every position that has one; also the metric `causal_lm_accuracy`.
 
     The model has the head `causal_lm`. Rows may be packed (`segment_ids`); `loss_mask` chooses the tokens to learn, such
-    as an assistant's. block: positions whose logits are held at a time.
+    as an assistant's. labeled: instead, those that have a label, see `labeled_tokens`. block: positions whose logits are held
+    at a time.
     """
 
     reads_vocabulary: ClassVar[bool] = True  # as its output matrix, where embeddings are tied
 
     model: Model
     block: int = 256
+    labeled: bool = False
 
     def __call__(self, params: Params, batch: Batch, seeds: jax.Array | None) -> tuple[Average, dict[str, Average]]:
+        batch = labeled_tokens(batch) if self.labeled else batch
         module = self.model.bind(params)
         labels = next_tokens(batch)
         hidden = module.hidden_states(batch, seeds=seeds, frozen=self.model.frozen)[-1]

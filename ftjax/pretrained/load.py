@@ -178,6 +178,7 @@ def load_pretrained(
     precision: str = "float32",
     dropout: float | None = None,
     seed: int = 0,
+    from_scratch: bool = False,
 ) -> Pretrained:
     """Load a model with the heads asked for.
 
@@ -189,6 +190,7 @@ def load_pretrained(
     precision: operand dtype of dot products, "float32" or "bfloat16"; parameters are float32 either way.
     dropout: a rate for all dropout instead of the config's.
     seed: for what is initialised; each parameter's value depends on the seed and its own name alone.
+    from_scratch: read config.json alone, and initialise every parameter.
 
     Raises InputError for a missing or damaged directory, an unsupported architecture, and unexpected, misshapen or
     missing weights, which it names.
@@ -202,9 +204,9 @@ def load_pretrained(
     _check_heads(
         config, raw_config, directory, kind, classify=bool(labels or classifier), masked_lm=masked_lm, causal_lm=causal_lm
     )
-    weights = open_weights(directory, table)
+    weights: Weights = SafeTensors([]) if from_scratch else open_weights(directory, table)
     spelled = spell(weights, table, directory)
-    config = config.for_files(spelled)
+    config = config.for_files(["lm_head.weight"] if from_scratch else spelled)
     head = spelled.get(table.theirs("classifier.kernel")[0]) if config.classifiers else None
     rows = (weights.headers[head].shape or (0,))[0] if head else 0
     in_files = (saved_labels(raw_config) or unnamed(rows)) if rows else ()
@@ -246,7 +248,7 @@ def load_pretrained(
     unexpected = [name for canonical, name in spelled.items() if name not in used and not table.is_carried(canonical)]
     if unexpected:
         raise InputError(f"{directory}: unexpected weights: {_some(unexpected)}; is config.json that of another model?")
-    if lost := [name for name in new if name.startswith(config.parts)]:
+    if not from_scratch and (lost := [name for name in new if name.startswith(config.parts)]):
         raise InputError(f"{directory}: missing weights: {_some([named[name][0] for name in lost])}.")
 
     params = _initialised(model, new, seed)
