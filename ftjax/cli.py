@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import tyro
 
-from ftjax.config import BenchmarkConfig, CompareConfig, Parameters, PlanConfig, TrainConfig
+from ftjax.config import BenchmarkConfig, CompareConfig, Parameters, PlanConfig, TaskName, TrainConfig
 from ftjax.errors import InputError, Stopped
 from ftjax.launch import keep_programs, with_huge_pages
 from ftjax.zero_shot.config import ZeroShotConfig
@@ -27,6 +27,8 @@ class Evaluate:
     """Directory of a trained model (RUN/model), or its hub id."""
     file: Path
     """Rows with labels."""
+    task: TaskName | None = None
+    """Its task, as in ftjax train. Default: what its config.json tells, else classification."""
     text_column: str | None = None
     """Column of the text. Default: that of the model's task, as in ftjax train."""
     text_pair_column: str | None = None
@@ -55,6 +57,10 @@ class Predict:
     """Rows to predict for, instead of texts."""
     output: Path | None = None
     """Write there instead of stdout; must not exist."""
+    task: TaskName | None = None
+    """Its task, as in ftjax train. Default: what its config.json tells, else classification."""
+    max_new_tokens: int = 128
+    """Longest text that a causal-lm or dialogue model writes, in tokens."""
     text_column: str | None = None
     """Column of the text. Default: that of the model's task, as in ftjax train."""
     text_pair_column: str | None = None
@@ -287,7 +293,9 @@ def predict(command: Predict) -> None:
         rows = model.task.read_file(command.file, command, labels=False)
     else:
         rows = Rows(list(command.text), None, None, "the texts given")
-    lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in model.predict(rows))
+    lines = "".join(
+        json.dumps(line, ensure_ascii=False) + "\n" for line in model.predict(rows, max_new_tokens=command.max_new_tokens)
+    )
     if command.output is None:
         sys.stdout.write(lines)
     else:

@@ -94,7 +94,13 @@ class TrainConfig:
     label_column: str | None = None
     """Column of the label: names or whole numbers; empty or null where a row has none. Default: label."""
     task: TaskName = TASKS[0]
-    """What is learnt. classification: the class of a text or a pair."""
+    """What is learnt. classification: the class of a text or a pair. causal-lm: texts, by a decoder. masked-lm: texts, by an
+    encoder. dialogue: what the assistant says, in a column messages (role and content) or turns. seq2seq: texts (column
+    source) into others (column target), by an encoder and a decoder."""
+    from_scratch: bool = False
+    """Initialise every parameter: of --model only the configuration and the tokenizer are read."""
+    max_target_length: int = 128
+    """seq2seq: longest target in tokens, of those given and those written."""
 
     classifier: Literal["pooled", "first-token", "last-token", "mean"] | None = None
     """Head: pooled is transformers' BertForSequenceClassification; first-token and last-token are a linear layer on that
@@ -243,6 +249,10 @@ class TrainConfig:
             raise InputError(
                 f"--batch-size {self.batch_size} is not a multiple of --gradient-accumulation {self.gradient_accumulation}."
             )
+        if self.max_target_length < 1:
+            raise InputError(f"--max-target-length {self.max_target_length}: must be at least 1.")
+        if self.from_scratch and (self.method == "partial" or self.adapt_epochs):
+            raise InputError("--from-scratch: a model without weights has nothing to keep or adapt; leave it to --method full.")
         if self.method == "full" and self.train_parameters not in (None, "all"):
             raise InputError(f"--method full trains all parameters; for {self.train_parameters!r} use --method partial.")
         if self.method == "partial" and self.train_parameters == "all":

@@ -26,7 +26,6 @@ import ftjax
 from ftjax import machine, rundir
 from ftjax.checkpoint import Checkpoints
 from ftjax.config import TrainConfig
-from ftjax.data.batches import batches
 from ftjax.data.files import Rows
 from ftjax.data.prefetch import prefetch
 from ftjax.data.tokenize import Examples
@@ -265,7 +264,7 @@ class Session:
     def batches(self, epoch: int, start: int) -> Iterator[dict[str, Any]]:
         """The training batches of an epoch from number `start` on, as the step takes them."""
         data, config = self.run.data, self.config
-        source = batches(
+        source = data.task.batches(
             data.train,
             data.buckets,
             config.batch_size,
@@ -339,12 +338,13 @@ class Session:
         """
         data, size = self.run.data, self.config.batch_size
         if self.run.supervised and rows is not None:
-            outputs = all_outputs(self.predict, self.state.params, examples, data.buckets, size, data.pad_token_id, attach)
+            where = (data.buckets, size, data.pad_token_id, attach, data.task.batches)
+            outputs = all_outputs(self.predict, self.state.params, examples, *where)
             if predictions is not None:
                 rundir.write_lines(predictions, data.task.told(outputs, rows, examples))
             return data.task.scores(outputs, rows, examples)
         sums: dict[str, list[float]] = {}
-        for batch in batches(examples, data.buckets, size, pad_token_id=data.pad_token_id, seed=None):
+        for batch in data.task.batches(examples, data.buckets, size, pad_token_id=data.pad_token_id, seed=None):
             for name, pair in self.eval_step(self.state, batch).items():
                 old = sums.setdefault(name, [0.0, 0.0])
                 sums[name] = [old[0] + float(pair[0]), old[1] + float(pair[1])]

@@ -21,7 +21,7 @@ from ftjax.objectives.masked_lm import wordpiece_continuations
 from ftjax.optimizer import carry_over
 from ftjax.parallel import Compiled, check_batch_size, data_mesh, data_parallel, place
 from ftjax.pretrained.hub import model_directory
-from ftjax.pretrained.load import Pretrained, load_pretrained, read_config, refuse_seq2seq, saved_labels
+from ftjax.pretrained.load import Pretrained, load_pretrained, read_config, saved_labels
 from ftjax.stages import Stage, choose_lora, memory, new_heads, stages_of
 from ftjax.step import TrainState, create_state, update
 from ftjax.tasks import task_class
@@ -64,7 +64,7 @@ class Data:
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Updates an epoch; the last may have fewer rows."""
-        rows = (~self.train.labeled).sum() if self.labeled_rows else len(self.train)
+        rows = (~self.train.labeled).sum() if self.labeled_rows else self.task.rows_per_epoch(self.train)
         return int(-(-rows // (batch_size - self.labeled_rows)))
 
 
@@ -93,10 +93,10 @@ def prepare_data(config: TrainConfig, say: Say, buckets: tuple[int, ...] = ()) -
     """Read and tokenise; InputError for rows that training cannot use. buckets: () where they are still to be chosen."""
     directory = model_directory(config.model)
     model_config, raw_config, _ = read_config(directory)
-    refuse_seq2seq(model_config, config.model)
     if config.max_length > model_config.max_length:
         raise InputError(f"--max-length {config.max_length} is longer than the model's {model_config.max_length} positions.")
     task = task_class(config.task).of(config)
+    task.suits(model_config, config.model)
     train_rows, eval_rows, test_rows = read_rows(config, task)
     if config.labels_per_class:
         train_rows = task.keep_labels(train_rows, config.labels_per_class, config.seed)
@@ -119,6 +119,7 @@ def prepare_data(config: TrainConfig, say: Say, buckets: tuple[int, ...] = ()) -
             raise InputError(f"{rows.source}: no row has a label to score; its label column is {column!r}.")
 
     tokenizer = load_tokenizer(directory)
+    task = task.with_tokenizer(tokenizer, config.model)
     encoded = [task.encode(rows, tokenizer, config.max_length) for rows in train_rows]
     train = encoded[0] if len(encoded) == 1 else join(*encoded)
     held_out = [rows and task.encode(rows, tokenizer, config.max_length) for rows in (eval_rows, test_rows)]
@@ -129,7 +130,9 @@ def prepare_data(config: TrainConfig, say: Say, buckets: tuple[int, ...] = ()) -
         notes = [f"{unlabeled:,} without a label"] if any_labels and unlabeled else []
         notes += [f"{examples.empty:,} with an empty text"] if examples.empty else []
         notes += [f"{examples.truncated:,} cut to {config.max_length} tokens"] if examples.truncated else []
-        say(f"{rows.source}: {len(examples):,} rows" + (f" ({', '.join(notes)})" if notes else ""))
+        pieces = f"{len(examples):,} pieces of at most {config.max_length} tokens"
+        notes += [pieces] if len(examples) != len(rows.texts) else []
+        say(f"{rows.source}: {len(rows.texts):,} rows" + (f" ({', '.join(notes)})" if notes else ""))
     labeled = int(train.labeled.sum())
     labeled_rows = 0
     if 0 < labeled < len(train) and (config.supervised_weight or any(name in LABEL_LOSSES for name in names)):
@@ -184,6 +187,8 @@ def buckets_for(config: TrainConfig, data: Data, stage: Stage) -> tuple[int, ...
     once = 1 if config.prefix_cache != "off" and config.epochs > 1 else config.epochs
     uses = [3 * config.epochs * trained + once * frozen, config.epochs * trained + once * frozen, sizes.num_hidden_layers]
     parts = [(e.lengths, use) for e, use in zip((data.train, data.eval, data.test), uses, strict=True) if e is not None]
+    if data.task.packed and len(parts) > 1:  # what is learnt from has one length
+        del parts[0]
     speed = 3e11 if jax.default_backend() == "cpu" else 1e14 * jax.device_count()
     layer = 4 * sizes.hidden_size**2 + 2 * sizes.hidden_size * sizes.intermediate_size
     compiling = 0.8 * sizes.num_hidden_layers * speed / (2 * layer)
@@ -200,7 +205,7 @@ def heads(config: TrainConfig, task: Task) -> set[Head]:
     names = [name for name, weight in config.losses if not weight.is_zero]
     found: set[Head] = {head for head in ("masked_lm", "causal_lm") if head.replace("_", "-") in names}
     if config.supervised_weight or any(name in CLASS_LOSSES for name in names):
-        found.add(task.head)
+        found |= {task.head} - {None}
     return found
 
 
@@ -222,6 +227,7 @@ def prepare_model(config: TrainConfig, data: Data) -> Pretrained:
         precision=config.precision,
         dropout=config.dropout,
         seed=config.seed,
+        from_scratch=config.from_scratch,
     )
     told = task.notes()
     if causal and pretrained.raw_config.get("pad_token_id") is None:  # transformers' classifiers find the last token by it
@@ -275,7 +281,8 @@ class Run:
     @property
     def supervised(self) -> bool:
         """Whether there are labels and the head that predicts them, so that the task's metrics can be had."""
-        return self.data.labeled and self.data.task.head in heads(self.config, self.data.task)
+        head, needed = self.data.task.head, heads(self.config, self.data.task)
+        return self.data.labeled and (bool(self.config.supervised_weight) if head is None else head in needed)
 
     @property
     def metric(self) -> str:
@@ -324,7 +331,9 @@ def assemble(config: TrainConfig, data: Data, pretrained: Pretrained, say: Say) 
     )
     stages = stages_of(config, pretrained, terms, per_epoch)
     data = data if data.buckets else dataclasses.replace(data, buckets=buckets_for(config, data, stages[0]))
-    if new := new_heads(pretrained):
+    if config.from_scratch:
+        say(f"All parameters are new: {config.model} gives the configuration and the tokenizer alone.")
+    elif new := new_heads(pretrained):
         say(f"Not in the checkpoint, initialised and trained: {', '.join(new)}")
     if (lora := pretrained.model.lora) is not None:
         say(f"LoRA of rank {lora.rank}, scale {lora.scale:g}, beside {len(lora.modules)} kernels.")

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import jax
 import numpy as np
 
-from ftjax.data.files import Reader, Rows
-from ftjax.data.packing import Documents, documents
+from ftjax.data.files import Reader, Rows, read_file
+from ftjax.data.packing import Documents, documents, pack, packed_batches
 from ftjax.data.tables import NAMELESS, Table, load_table
 from ftjax.data.tokenize import CHUNK, Examples
+from ftjax.errors import InputError
 from ftjax.models import Model, Params
 from ftjax.objectives import Batch, Loss
 from ftjax.objectives.causal_lm import CausalLM, labeled_tokens, token_scores
@@ -74,17 +75,36 @@ class LanguageModel(Task):
     packed: ClassVar[bool] = True
     writes: ClassVar[bool] = True
 
+    @classmethod
+    def of(cls, settings: Any) -> Self:
+        if getattr(settings, "method", "") == "self-supervised":
+            raise InputError(f"--task {cls.name} needs no labels as it is; take --method full or partial.")
+        return cls()
+
     def columns(self, settings: Any, *, labels: bool = True) -> dict[str, str | None]:
         return super().columns(settings, labels=False)
 
     def read_file(self, path: Path, settings: Any, *, labels: bool = True, require_labels: bool = False) -> Rows:
-        return super().read_file(path, settings)
+        if labels:
+            return super().read_file(path, settings)
+        return read_file(path, **self.columns(settings), reader=self.reader)
 
     def read_dataset(self, settings: Any, split: str, *, require_labels: bool = False) -> Rows:
         return super().read_dataset(settings, split)
 
     def checked(self, rows: Rows) -> Rows:
         return dataclasses.replace(rows, labels=rows.texts)
+
+    def rows_per_epoch(self, examples: Examples) -> int:
+        assert isinstance(examples, Documents)
+        return len(pack(examples.lengths, examples.row_length, seed=None))
+
+    def batches(self, examples: Examples, buckets: tuple[int, ...], batch_size: int, **where: Any) -> Iterator[dict[str, Any]]:
+        """Packed rows to learn from, in an order by seed; to score, each piece in a row of its own."""
+        if where["seed"] is None:
+            return super().batches(examples, buckets, batch_size, **where)
+        assert isinstance(examples, Documents)
+        return packed_batches(examples, batch_size, **{name: v for name, v in where.items() if name != "labeled_rows"})
 
     def loss(self, model: Model) -> Loss:
         return CausalLM(model, labeled=True)
