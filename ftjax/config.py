@@ -261,6 +261,7 @@ class TrainConfig:
             plain = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
             for name in SELF_SUPERVISED:
                 adapts = self.adapt_epochs and name in ADAPTATION
+                adapts |= self.task == "masked-lm" and name.startswith("mask_")
                 if getattr(self, name) != plain[name] and not adapts:
                     raise InputError(f"{flag(name)} needs --method self-supervised.")
         losses = self.losses, read_losses(self.adapt_loss, "1", "--adapt-loss")

@@ -62,7 +62,7 @@ class Predictor:
         if batch_size < 1:
             raise InputError(f"--batch-size {batch_size}: must be at least 1.")
         tokenizer = load_tokenizer(directory)
-        task = kind.saved(settings, raw_config, pretrained.labels).with_tokenizer(tokenizer, str(model))
+        task = kind.saved(settings, raw_config, pretrained.labels).with_tokenizer(tokenizer)
         return cls(task, pretrained, tokenizer, max_length, batch_size)
 
     def outputs(self, rows: Rows) -> tuple[Outputs, Examples]:

@@ -17,7 +17,6 @@ from ftjax.data.tokenize import Examples, join, load_tokenizer
 from ftjax.errors import InputError
 from ftjax.models import Params
 from ftjax.objective import Vocabulary, objective
-from ftjax.objectives.masked_lm import wordpiece_continuations
 from ftjax.optimizer import carry_over
 from ftjax.parallel import Compiled, check_batch_size, data_mesh, data_parallel, place
 from ftjax.pretrained.hub import model_directory
@@ -119,7 +118,7 @@ def prepare_data(config: TrainConfig, say: Say, buckets: tuple[int, ...] = ()) -
             raise InputError(f"{rows.source}: no row has a label to score; its label column is {column!r}.")
 
     tokenizer = load_tokenizer(directory)
-    task = task.with_tokenizer(tokenizer, config.model)
+    task = task.with_tokenizer(tokenizer)
     encoded = [task.encode(rows, tokenizer, config.max_length) for rows in train_rows]
     train = encoded[0] if len(encoded) == 1 else join(*encoded)
     held_out = [rows and task.encode(rows, tokenizer, config.max_length) for rows in (eval_rows, test_rows)]
@@ -149,14 +148,7 @@ def prepare_data(config: TrainConfig, say: Say, buckets: tuple[int, ...] = ()) -
         eval_rows=eval_rows,
         test_rows=test_rows,
         buckets=buckets,
-        vocabulary=Vocabulary(
-            pad_token_id=tokenizer.pad_token_id or 0,
-            mask_token_id=tokenizer.mask_token_id,
-            special_ids=tuple(sorted(tokenizer.all_special_ids)),
-            continuations=wordpiece_continuations(
-                tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))), model_config.vocab_size
-            ),
-        ),
+        vocabulary=Vocabulary.of(tokenizer, model_config.vocab_size),
         labeled_rows=labeled_rows,
     )
 

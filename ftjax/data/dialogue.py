@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ftjax.data.packing import Documents, documents
-from ftjax.data.tables import Table, kind_of, load_table, one_line
+from ftjax.data.tables import Table, kind_of, load_table, one_line, shown
 from ftjax.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 def dialogue_table(path: Path) -> Table:
     """A file whose conversations are in the column `messages`, or in one called `turns`, which then is called that too."""
     table = load_table(path)
+    if table.plain:
+        raise InputError(f"{shown(path)}: plain text says not who speaks; give .jsonl with a column {MESSAGES} or {TURNS}.")
     if MESSAGES in table.names or TURNS not in table.names:
         return table
     names = [MESSAGES if name == TURNS else name for name in table.names]

@@ -73,11 +73,11 @@ def read_config(directory: Path | str) -> tuple[Config, dict[str, Any], NameTabl
 
 
 def refuse_seq2seq(config: Config, source: str) -> None:
-    """InputError for an encoder and decoder: the library runs and trains those, no command does."""
+    """InputError for an encoder and decoder, which write texts and do nothing else."""
     if type(config) in SEQ2SEQ:
         raise InputError(
-            f"{source}: {config.model_type} has an encoder and a decoder, which no command knows yet; "
-            "see ftjax.objectives.seq2seq for training it in a loop of your own."
+            f"{source}: {config.model_type} has an encoder and a decoder, which turn texts into others: take --task seq2seq, "
+            "or ftjax generate."
         )
 
 

@@ -6,20 +6,20 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import numpy as np
 
-from ftjax.data.files import Reader, Rows, read_file
+from ftjax.data.files import Reader, Rows
 from ftjax.data.packing import Documents, documents, pack, packed_batches
-from ftjax.data.tables import NAMELESS, Table, load_table
+from ftjax.data.tables import Table, load_table
 from ftjax.data.tokenize import CHUNK, Examples
-from ftjax.errors import InputError
 from ftjax.models import Model, Params
 from ftjax.objectives import Batch, Loss
 from ftjax.objectives.causal_lm import CausalLM, labeled_tokens, token_scores
-from ftjax.tasks.task import LOSS, Head, Metric, Outputs, Task
+from ftjax.tasks.task import LOSS, Head, Metric, Outputs
+from ftjax.tasks.texts import TextTask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 def corpus_table(path: Path) -> Table:
     """A file's rows, a document each; a file of plain text is one document, its line breaks and all."""
     table = load_table(path)
-    if table.names != [NAMELESS]:
+    if not table.plain:
         return table
-    whole = ["\n".join(table.cells(NAMELESS))]
-    return Table([NAMELESS], {NAMELESS: whole}.__getitem__, 1)
+    whole = "\n".join(table.cells("text"))
+    return dataclasses.replace(table, cells=lambda name: [whole], rows=1)
 
 
 def framed(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, *, end: bool = True) -> list[list[int]]:
@@ -46,12 +46,12 @@ def framed(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, *, end: boo
 
 
 def totals(outputs: Outputs, examples: Examples) -> np.ndarray:
-    """float64 (documents, 3): the nats of each document's learnt tokens, how many of them were the likeliest, how many they are.
+    """float64 (documents, 3): the nats of each one's learnt tokens, how many of those were the likeliest, how many they are.
 
     outputs: see `ftjax.objectives.causal_lm.token_scores`.
     """
     assert isinstance(examples, Documents)
-    learnt = np.add.reduceat(examples.labels >= 0, examples.starts[:-1])
+    learnt = np.add.reduceat((examples.labels >= 0).astype(np.int64), examples.starts[:-1])
     pieces = np.array([[*each.sum(0, dtype=np.float64), number] for each, number in zip(outputs, learnt, strict=True)])
     found = np.zeros((examples.document.max() + 1, 3))
     np.add.at(found, examples.document, pieces)
@@ -63,8 +63,8 @@ def perplexity(loss: float) -> float:
     return math.exp(loss) if loss < 700 else math.inf
 
 
-class LanguageModel(Task):
-    """What causal-lm and dialogue share: a row is its own label, and a trained model goes on writing where a row ends."""
+class LanguageModel(TextTask):
+    """What causal-lm and dialogue share: packed rows to learn from, and a trained model goes on writing where a row ends."""
 
     metrics: ClassVar[dict[str, Metric]] = {
         "loss": LOSS,
@@ -74,26 +74,6 @@ class LanguageModel(Task):
     head: ClassVar[Head] = "causal_lm"
     packed: ClassVar[bool] = True
     writes: ClassVar[bool] = True
-
-    @classmethod
-    def of(cls, settings: Any) -> Self:
-        if getattr(settings, "method", "") == "self-supervised":
-            raise InputError(f"--task {cls.name} needs no labels as it is; take --method full or partial.")
-        return cls()
-
-    def columns(self, settings: Any, *, labels: bool = True) -> dict[str, str | None]:
-        return super().columns(settings, labels=False)
-
-    def read_file(self, path: Path, settings: Any, *, labels: bool = True, require_labels: bool = False) -> Rows:
-        if labels:
-            return super().read_file(path, settings)
-        return read_file(path, **self.columns(settings), reader=self.reader)
-
-    def read_dataset(self, settings: Any, split: str, *, require_labels: bool = False) -> Rows:
-        return super().read_dataset(settings, split)
-
-    def checked(self, rows: Rows) -> Rows:
-        return dataclasses.replace(rows, labels=rows.texts)
 
     def rows_per_epoch(self, examples: Examples) -> int:
         assert isinstance(examples, Documents)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ftjax.data.dialogue import MESSAGES, conversation, dialogue_table, encode_conversations, prompt, up_to_the_last_answer

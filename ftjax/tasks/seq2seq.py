@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import jax
@@ -13,11 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from ftjax.data.files import Reader, Rows, text
+from ftjax.data.pairs import pair_batches
 from ftjax.data.tokenize import CHUNK, Examples
 from ftjax.data.tokenize import encode as encode_sources
 from ftjax.errors import InputError
 from ftjax.generate import FINISHED, likeliest
 from ftjax.models import Model, Params
+from ftjax.models.body import Config
 from ftjax.models.t5 import T5Config
 from ftjax.objectives import NO_LABEL, Batch, Loss
 from ftjax.objectives.classification import cross_entropy
@@ -28,13 +30,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
-
-
-@dataclasses.dataclass(frozen=True)
-class Pairs(Examples):
-    """Sources, and targets as `labels`, int32 (rows, longest target), -100 behind them. decode: tokens to text."""
-
-    decode: Callable[[Sequence[int]], str] = str
 
 
 def target(value: Any, classes: tuple[str, ...] | None, source: str, row: int) -> str | None:
@@ -60,7 +55,10 @@ def text_scores(written: Sequence[str], targets: Sequence[str]) -> dict[str, flo
 
 @dataclasses.dataclass(frozen=True)
 class SequenceToSequence(Task):
-    """The label of a row is the text to write. most: the longest target in tokens, longer ones are cut."""
+    """The label of a row is the text to write.
+
+    most: the longest target in tokens; longer ones are cut. decode: tokens to text, once the tokenizer is known.
+    """
 
     name: ClassVar[str] = "seq2seq"
     metrics: ClassVar[dict[str, Metric]] = {
@@ -76,6 +74,7 @@ class SequenceToSequence(Task):
     head: ClassVar[Head | None] = None
 
     most: int = 128
+    decode: Callable[[Sequence[int]], str] = str
 
     @classmethod
     def of(cls, settings: Any) -> Self:
@@ -96,6 +95,13 @@ class SequenceToSequence(Task):
     def notes(self) -> dict[str, Any]:
         return {"ftjax_max_target_length": self.most}
 
+    def suits(self, config: Config, source: str) -> None:
+        if not isinstance(config, T5Config):
+            raise InputError(f"{source}: {config.model_type} has no encoder and decoder, which --task seq2seq needs; take T5.")
+
+    def with_tokenizer(self, tokenizer: PreTrainedTokenizerFast) -> Self:
+        return dataclasses.replace(self, decode=functools.partial(tokenizer.decode, skip_special_tokens=True))
+
     def encode(self, rows: Rows, tokenizer: PreTrainedTokenizerFast, max_length: int) -> Examples:
         sources = encode_sources(dataclasses.replace(rows, labels=None), tokenizer, (), max_length)
         given: Sequence[str | None] = rows.labels or [None] * len(rows.texts)
@@ -104,15 +110,17 @@ class SequenceToSequence(Task):
         for start in range(0, len(given), CHUNK):
             texts = [label or "" for label in given[start : start + CHUNK]]
             encoded: Any = tokenizer(text_target=texts, truncation=True, max_length=self.most)
-            ids += [row if label else [] for row, label in zip(encoded["input_ids"], given[start : start + CHUNK], strict=True)]
+            found = [self.ended(row, tokenizer.eos_token_id) if text else [] for row, text in zip(encoded["input_ids"], texts)]
+            ids += found
             cut += sum(bool(encoding.overflowing) for encoding in encoded.encodings)
         labels = np.full((len(ids), max(1, *map(len, ids))), NO_LABEL, np.int32)
         for row, tokens in zip(labels, ids, strict=True):
             row[: len(tokens)] = tokens
-        values = {field.name: getattr(sources, field.name) for field in dataclasses.fields(sources)}
-        values |= {"labels": labels, "truncated": sources.truncated + cut}
-        decode = functools.partial(tokenizer.decode, skip_special_tokens=True)
-        return Pairs(**values, decode=decode)
+        return dataclasses.replace(sources, labels=labels, truncated=sources.truncated + cut)
+
+    def ended(self, tokens: list[int], end: int | None) -> list[int]:
+        """A target with the token that ends texts, which some tokenizers do not add."""
+        return tokens if end is None or tokens[-1:] == [end] else [*tokens[: self.most - 1], end]
 
     def loss(self, model: Model) -> Loss:
         return Seq2Seq(model)
@@ -131,9 +139,8 @@ class SequenceToSequence(Task):
 
         return step
 
-    def batches(self, examples: Examples, buckets: tuple[int, ...], batch_size: int, **where: Any) -> Batches:
-        where.pop("labeled_rows", None)
-        return pair_batches(examples, buckets, batch_size, **where)
+    def batches(self, examples: Examples, buckets: tuple[int, ...], batch_size: int, **where: Any) -> Iterator[dict[str, Any]]:
+        return pair_batches(examples, buckets, batch_size, **{name: v for name, v in where.items() if name != "labeled_rows"})
 
     def scores(self, outputs: Outputs, rows: Rows, examples: Examples) -> dict[str, float]:
         targets = [label for label in rows.labels or () if label is not None]
@@ -143,9 +150,8 @@ class SequenceToSequence(Task):
         return {"loss": nats / tokens, "accuracy": right / tokens} | text_scores([text for _, text in labeled], targets)
 
     def predictions(self, outputs: Outputs, rows: Rows, examples: Examples) -> list[dict[str, Any]]:
-        assert isinstance(examples, Pairs)
         written = [[int(token) for token in output[3:] if token != FINISHED] for output in outputs]
-        return [{"text": t, "prediction": examples.decode(w)} for t, w in zip(rows.texts, written, strict=True)]
+        return [{"text": t, "prediction": self.decode(w)} for t, w in zip(rows.texts, written, strict=True)]
 
 
 TASK = SequenceToSequence

@@ -128,8 +128,8 @@ class Task:
         """InputError for an architecture that cannot do the task."""
         refuse_seq2seq(config, source)
 
-    def with_tokenizer(self, tokenizer: PreTrainedTokenizerFast, source: str) -> Self:
-        """The task with what it must know of the tokenizer; InputError, naming the model, where that lacks it."""
+    def with_tokenizer(self, tokenizer: PreTrainedTokenizerFast) -> Self:
+        """The task with what it must know of the tokenizer."""
         return self
 
     def encode(self, rows: Rows, tokenizer: PreTrainedTokenizerFast, max_length: int) -> Examples:
