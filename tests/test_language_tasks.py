@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import random_params
-from decoders import FAMILIES, write_decoder
+from decoders import FAMILIES, decoder_logits, write_decoder
 from safetensors.numpy import load_file
 from test_generate import CHAT_TEMPLATE, write_tokenizer
 
@@ -94,25 +94,25 @@ def test_packed_documents_do_not_see_each_other_and_have_the_loss_of_single_ones
 def reference(directory, texts, most):
     """(nats, tokens) of texts under a model, each document's pieces by themselves, from whole rows of logits."""
     loaded, tokenizer = load_pretrained(directory, labels=(), causal_lm=True), load_tokenizer(directory)
-    nats, tokens = 0.0, 0
-    module = loaded.model.bind(loaded.params)
+    pieces = []
     for text in texts:
         ids = [tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-        for start in range(0, len(ids) - 1, most - 1):
-            piece = np.array([ids[start : start + most]], np.int32)
-            batch = {"input_ids": piece, "attention_mask": np.ones_like(piece)}
-            logits = module.vocabulary_logits(module.hidden_states(batch)[-1])[0, :-1]
-            nats -= float(jax.nn.log_softmax(logits)[np.arange(piece.size - 1), piece[0, 1:]].sum())
-            tokens += piece.size - 1
-    return nats, tokens
+        pieces += [ids[start : start + most] for start in range(0, len(ids) - 1, most - 1)]
+    ids, mask = np.zeros((len(pieces), most), np.int32), np.zeros((len(pieces), most), np.int32)
+    for row, piece in enumerate(pieces):
+        ids[row, : len(piece)], mask[row, : len(piece)] = piece, 1
+    logits = decoder_logits(loaded.model, loaded.params, {"input_ids": ids, "attention_mask": mask}).astype(np.float64)
+    logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    nats = -np.take_along_axis(logprobs[:, :-1], ids[:, 1:, None], axis=-1)[..., 0] * mask[:, 1:]
+    return float(nats.sum()), int(mask[:, 1:].sum())
 
 
 def test_a_decoder_learns_a_corpus_and_is_scored_exactly(models, tmp_path, capsys):
-    train = write_rows(tmp_path / "train.jsonl", [{"text": text} for text in TEXTS * 8])
+    train = write_rows(tmp_path / "train.jsonl", [{"text": text} for text in TEXTS * 24])
     held = write_rows(tmp_path / "eval.jsonl", [{"text": text} for text in ["not to be", "the question", "", "é" + TEXTS[4]]])
     common = ("--task", "causal-lm", "--model", models["gpt2"], "--train-file", train, "--eval-file", held, "--json", *FLAGS)
     run = tmp_path / "run"
-    result = command(capsys, "train", *common, "--output", run, "--learning-rate", "1e-2", "--epochs", "3")
+    result = command(capsys, "train", *common, "--output", run, "--learning-rate", "1e-2")
     scores, model = result["eval"], run / "model"
     before = command(capsys, "evaluate", "--model", models["gpt2"], "--file", held, "--max-length", 32, "--json")
     assert scores["loss"] < before["loss"] - 0.3
@@ -162,11 +162,11 @@ def turns(*texts):
 
 
 def test_a_decoder_learns_to_answer(models, tmp_path, capsys):
-    rows = [turns("hi", "yo"), turns("bye", "no", "why?", "so")] * 20
-    train, held = write_rows(tmp_path / "train.jsonl", rows), write_rows(tmp_path / "test.jsonl", rows[:3])
+    rows = [turns("hi", "yo"), turns("bye", "no", "why?", "so")] * 2
+    train, held = write_rows(tmp_path / "train.jsonl", rows * 160), write_rows(tmp_path / "test.jsonl", rows[:3])
     common = ("--task", "dialogue", "--model", models["llama"], "--train-file", train, "--test-file", held, "--json")
     run = tmp_path / "run"
-    more = ("--output", run, *FLAGS, "--max-length", "64", "--epochs", "14", "--learning-rate", "1e-2")
+    more = ("--output", run, *FLAGS, "--max-length", "64", "--learning-rate", "1e-2")
     result = command(capsys, "train", *common, *more)
     assert result["test"]["loss"] < 0.5
     scores = command(capsys, "evaluate", "--model", run / "model", "--file", held, "--json")  # the model knows its task
