@@ -32,13 +32,15 @@ class Evaluate:
     text_column: str | None = None
     """Column of the text. Default: that of the model's task, as in ftjax train."""
     text_pair_column: str | None = None
-    """Column of the second text, for sentence pairs."""
+    """Column of the second text, for sentence pairs, or of the context. Default: that of the model's task."""
     label_column: str | None = None
     """Column of the label. Default: that of the model's task, as in ftjax train."""
     batch_size: int = 32
     """Rows at a time."""
     max_length: int | None = None
     """Longest row in tokens, longer ones are cut. Default: as many as the model has positions."""
+    window_overlap: int | None = None
+    """Tokens that windows of a long context have in common, as in ftjax train."""
     precision: str = "float32"
     """Operands of dot products: float32 or bfloat16."""
     json: bool = False
@@ -64,11 +66,13 @@ class Predict:
     text_column: str | None = None
     """Column of the text. Default: that of the model's task, as in ftjax train."""
     text_pair_column: str | None = None
-    """Column of the second text, for sentence pairs."""
+    """Column of the second text, for sentence pairs, or of the context. Default: that of the model's task."""
     batch_size: int = 32
     """Rows at a time."""
     max_length: int | None = None
     """Longest row in tokens, longer ones are cut. Default: as many as the model has positions."""
+    window_overlap: int | None = None
+    """Tokens that windows of a long context have in common, as in ftjax train."""
     precision: str = "float32"
     """Operands of dot products: float32 or bfloat16."""
 
@@ -286,13 +290,11 @@ def predict(command: Predict) -> None:
         raise InputError("--output needs --file; the predictions of texts go to stdout.")
     if command.output is not None and command.output.exists():
         raise InputError(f"--output {command.output}: exists already; choose another file.")
-    from ftjax.data.files import Rows
-
     model = predictor(command)
     if command.file is not None:
         rows = model.task.read_file(command.file, command, labels=False)
     else:
-        rows = Rows(list(command.text), None, None, "the texts given")
+        rows = model.task.asked(list(command.text))
     lines = "".join(
         json.dumps(line, ensure_ascii=False) + "\n" for line in model.predict(rows, max_new_tokens=command.max_new_tokens)
     )

@@ -88,19 +88,26 @@ class TrainConfig:
     test_split: str | None = None
     """Split of --dataset to score once, at the end."""
     text_column: str | None = None
-    """Column of the text. Default: text."""
+    """Column of the text. Default: text; token-classification: tokens (a list of words, or a text); question-answering:
+    question."""
     text_pair_column: str | None = None
-    """Column of the second text, for sentence pairs."""
+    """Column of the second text, for sentence pairs. question-answering: of the context. Default there: context."""
     label_column: str | None = None
-    """Column of the label: names or whole numbers; empty or null where a row has none. Default: label."""
+    """Column of the label, empty or null where a row has none: names or whole numbers; multi-label: a list of them, or names
+    with | between; regression: a number. Default: label; token-classification: tags (one a word: O, B-TYPE or I-TYPE);
+    question-answering: answers (as in SQuAD)."""
     task: TaskName = TASKS[0]
-    """What is learnt. classification: the class of a text or a pair. causal-lm: texts, by a decoder. masked-lm: texts, by an
-    encoder. dialogue: what the assistant says, in a column messages (role and content) or turns. seq2seq: texts (column
-    source) into others (column target), by an encoder and a decoder."""
+    """What is learnt. classification: the one class of a text or a pair. multi-label: which of the classes. regression: a
+    number. token-classification: a tag for each word. question-answering: a span of a context. causal-lm: texts, by a decoder.
+    masked-lm: texts, by an encoder. dialogue: what the assistant says, in a column messages (role and content) or turns.
+    seq2seq: texts (column source) into others (column target), by an encoder and a decoder."""
     from_scratch: bool = False
     """Initialise every parameter: of --model only the configuration and the tokenizer are read."""
     max_target_length: int = 128
     """seq2seq: longest target in tokens, of those given and those written."""
+    window_overlap: int | None = None
+    """question-answering: tokens that the windows of a context longer than --max-length have in common. Default: a third of
+    --max-length."""
 
     classifier: Literal["pooled", "first-token", "last-token", "mean"] | None = None
     """Head: pooled is transformers' BertForSequenceClassification; first-token and last-token are a linear layer on that
@@ -182,8 +189,9 @@ class TrainConfig:
     max_gradient_norm: float = 1.0
     """Gradients are scaled down to this global norm; 0 turns that off."""
     metric: str | None = None
-    """Chooses the best epoch. classification: accuracy, macro_f1 or matthews. Or loss. Default: the first of the task's, or
-    loss where there are no labels."""
+    """Chooses the best epoch: loss, or one of classification: accuracy, macro_f1, matthews; multi-label: micro_f1, macro_f1;
+    regression: mse, pearson, spearman; token-classification: f1, precision, recall, accuracy; question-answering: f1,
+    exact_match. Default: the first of these, or loss where there are no labels."""
     early_stopping: int | None = None
     """Stop after this many evaluations without a better --metric."""
     buckets: int | None = None
@@ -439,6 +447,7 @@ class StepConfig(TrainConfig):
     text_column: Annotated[str | None, Hidden] = None
     text_pair_column: Annotated[str | None, Hidden] = None
     label_column: Annotated[str | None, Hidden] = None
+    window_overlap: Annotated[int | None, Hidden] = None
     labels_per_class: Annotated[int | None, Hidden] = None
     unlabeled_ratio: Annotated[float | None, Hidden] = None
     adapt_epochs: Annotated[int, Hidden] = 0

@@ -12,6 +12,7 @@ from ftjax.data.tokenize import Examples, load_tokenizer
 from ftjax.errors import InputError
 from ftjax.evaluation import all_outputs
 from ftjax.generate import Sampling, generate, stop_tokens
+from ftjax.objective import Vocabulary
 from ftjax.parallel import Compiled, data_mesh, replicate
 from ftjax.pretrained import Pretrained, load_pretrained
 from ftjax.pretrained.hub import model_directory
@@ -62,7 +63,8 @@ class Predictor:
         if batch_size < 1:
             raise InputError(f"--batch-size {batch_size}: must be at least 1.")
         tokenizer = load_tokenizer(directory)
-        task = kind.saved(settings, raw_config, pretrained.labels).with_tokenizer(tokenizer)
+        task = kind.saved(settings, raw_config, pretrained.labels)
+        task = task.with_vocabulary(Vocabulary.of(tokenizer, config.vocab_size))
         return cls(task, pretrained, tokenizer, max_length, batch_size)
 
     def outputs(self, rows: Rows) -> tuple[Outputs, Examples]:

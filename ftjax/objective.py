@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol, Self
 
 from ftjax.config import CLASS_LOSSES, LABEL_LOSSES, TrainConfig
@@ -26,12 +27,15 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """What losses must know of the tokenizer. continuations: see `ftjax.objectives.masked_lm.MaskedLM`."""
+    """What losses and tasks must know of the tokenizer. continuations: see `ftjax.objectives.masked_lm.MaskedLM`. decode:
+    tokens to text.
+    """
 
     pad_token_id: int
     mask_token_id: int | None
     special_ids: tuple[int, ...]
     continuations: bytes
+    decode: Callable[[Sequence[int]], str] = str
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> Self:
@@ -41,6 +45,7 @@ class Vocabulary:
             mask_token_id=tokenizer.mask_token_id,
             special_ids=tuple(sorted(tokenizer.all_special_ids)),
             continuations=wordpiece_continuations(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))), vocab_size),
+            decode=functools.partial(tokenizer.decode, skip_special_tokens=True),
         )
 
 

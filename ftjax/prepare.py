@@ -118,19 +118,19 @@ def prepare_data(config: TrainConfig, say: Say, buckets: tuple[int, ...] = ()) -
             raise InputError(f"{rows.source}: no row has a label to score; its label column is {column!r}.")
 
     tokenizer = load_tokenizer(directory)
-    task = task.with_tokenizer(tokenizer)
+    vocabulary = Vocabulary.of(tokenizer, model_config.vocab_size)
+    task = task.with_vocabulary(vocabulary)
     encoded = [task.encode(rows, tokenizer, config.max_length) for rows in train_rows]
     train = encoded[0] if len(encoded) == 1 else join(*encoded)
     held_out = [rows and task.encode(rows, tokenizer, config.max_length) for rows in (eval_rows, test_rows)]
     for rows, examples in zip([*train_rows, eval_rows, test_rows], [*encoded, *held_out], strict=True):
         if rows is None or examples is None:
             continue
-        unlabeled = int((~examples.labeled).sum())
-        notes = [f"{unlabeled:,} without a label"] if any_labels and unlabeled else []
+        unlabeled = sum(label is None for label in rows.labels or [None] * len(rows.texts))
+        notes = [f"{len(examples):,} windows"] if examples.rows is not None else []
+        notes += [f"{unlabeled:,} without a label"] if any_labels and unlabeled else []
         notes += [f"{examples.empty:,} with an empty text"] if examples.empty else []
         notes += [f"{examples.truncated:,} cut to {config.max_length} tokens"] if examples.truncated else []
-        pieces = f"{len(examples):,} pieces of at most {config.max_length} tokens"
-        notes += [pieces] if len(examples) != len(rows.texts) else []
         say(f"{rows.source}: {len(rows.texts):,} rows" + (f" ({', '.join(notes)})" if notes else ""))
     labeled = int(train.labeled.sum())
     labeled_rows = 0
@@ -148,7 +148,7 @@ def prepare_data(config: TrainConfig, say: Say, buckets: tuple[int, ...] = ()) -
         eval_rows=eval_rows,
         test_rows=test_rows,
         buckets=buckets,
-        vocabulary=Vocabulary.of(tokenizer, model_config.vocab_size),
+        vocabulary=vocabulary,
         labeled_rows=labeled_rows,
     )
 

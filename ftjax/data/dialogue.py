@@ -107,7 +107,7 @@ def encode_conversations(
             masks.append(mask[:max_length])
             rows.append(row - 1)
     found = documents(tokens, masks, max_length, truncated=truncated, empty=0)
-    return dataclasses.replace(found, document=np.array(rows)[found.document])
+    return dataclasses.replace(found, rows=np.array(rows)[found.rows])
 
 
 def prompt(messages: list[Message], tokenizer: PreTrainedTokenizerFast, where: str) -> list[int]:

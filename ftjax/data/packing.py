@@ -18,9 +18,8 @@ from ftjax.objectives import NO_LABEL
 
 @dataclasses.dataclass(frozen=True)
 class Documents(Examples):
-    """Documents cut into examples of at most `row_length` tokens. document: int64 (examples,), which one each is a piece of."""
+    """Documents cut into examples of at most `row_length` tokens; `rows` says which one each is a piece of."""
 
-    document: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.int64))
     row_length: int = 0
 
 
@@ -48,10 +47,8 @@ def documents(tokens: Sequence[Sequence[int]], learnt: Sequence[Sequence[int]] |
         labels = np.where(chosen, joined, NO_LABEL)
     labels = labels.copy()
     labels[starts[:-1]] = NO_LABEL
-    document = np.array([number for number, _, _ in pieces], np.int64)
-    return Documents(
-        joined, np.zeros_like(joined), starts, labels, per_token=True, document=document, row_length=most, **counts
-    )
+    rows = np.array([number for number, _, _ in pieces], np.int64)
+    return Documents(joined, np.zeros_like(joined), starts, labels, per_token=True, rows=rows, row_length=most, **counts)
 
 
 def pack(lengths: np.ndarray, row_length: int, *, seed: int | None, epoch: int = 0) -> list[np.ndarray]:

@@ -18,6 +18,7 @@ from ftjax.models.shapes import SHAPES
 from ftjax.pretrained import gguf, keras
 from ftjax.pretrained.hub import model_directory
 from ftjax.pretrained.names import NameTable, table_of
+from ftjax.pretrained.names.table import SPANS, TOKENS
 from ftjax.pretrained.tensors import INDEX, SINGLE, Parts, SafeTensors, Weights, read_json, safetensors_files
 
 FLOATS = (np.dtype("float32"), np.dtype("float16"), np.dtype("float64"), np.dtype(ml_dtypes.bfloat16))
@@ -96,9 +97,17 @@ def unnamed(number: int) -> tuple[str, ...]:
 
 
 def saved_classifier(config: Config, raw_config: dict[str, Any]) -> Classifier | None:
-    """Which classification head a directory's weights belong to: the architecture's own, unless we marked another one."""
+    """Which classification head a directory's weights belong to: the class's in config.json, or the one that we marked."""
+    ends: dict[str, Classifier] = {TOKENS: "every-token", SPANS: "span"}
+    named = next((kind for end, kind in ends.items() if saved_class(raw_config).endswith(end)), None)
     marked = raw_config.get("ftjax_classifier")
-    return marked if marked in config.classifiers else config.own_classifier
+    return next((kind for kind in (named, marked) if kind in config.classifiers), config.own_classifier)
+
+
+def saved_class(raw_config: dict[str, Any]) -> str:
+    """transformers' class that a directory was saved from, or ""."""
+    named = raw_config.get("architectures")
+    return named[0] if isinstance(named, list) and named and isinstance(named[0], str) else ""
 
 
 def open_weights(directory: Path, table: NameTable) -> Weights:
@@ -207,14 +216,15 @@ def load_pretrained(
     weights: Weights = SafeTensors([]) if from_scratch else open_weights(directory, table)
     spelled = spell(weights, table, directory)
     config = config.for_files(["lm_head.weight"] if from_scratch else spelled)
-    head = spelled.get(table.theirs("classifier.kernel")[0]) if config.classifiers else None
+    head = spelled.get(table.with_classifier(saved).theirs("classifier.kernel")[0]) if config.classifiers else None
     rows = (weights.headers[head].shape or (0,))[0] if head else 0
-    in_files = (saved_labels(raw_config) or unnamed(rows)) if rows else ()
+    in_files = () if not rows else unnamed(rows) if saved == "span" else saved_labels(raw_config) or unnamed(rows)
     if len(in_files) != rows:
         raise InputError(f"{directory}: {head} has {rows} rows but config.json names {len(in_files)} labels.")
     labels = in_files if labels is None else labels
     numbered = in_files == unnamed(rows) and labels == tuple(map(str, range(rows)))
     fits = rows > 0 and (labels == in_files or numbered) and kind == saved
+    table = table.with_classifier(kind)
 
     model = build(
         config,

@@ -50,11 +50,11 @@ def totals(outputs: Outputs, examples: Examples) -> np.ndarray:
 
     outputs: see `ftjax.objectives.causal_lm.token_scores`.
     """
-    assert isinstance(examples, Documents)
+    assert examples.rows is not None
     learnt = np.add.reduceat((examples.labels >= 0).astype(np.int64), examples.starts[:-1])
     pieces = np.array([[*each.sum(0, dtype=np.float64), number] for each, number in zip(outputs, learnt, strict=True)])
-    found = np.zeros((examples.document.max() + 1, 3))
-    np.add.at(found, examples.document, pieces)
+    found = np.zeros((examples.rows.max() + 1, 3))
+    np.add.at(found, examples.rows, pieces)
     return found
 
 
@@ -85,6 +85,11 @@ class LanguageModel(TextTask):
             return super().batches(examples, buckets, batch_size, **where)
         assert isinstance(examples, Documents)
         return packed_batches(examples, batch_size, **{name: v for name, v in where.items() if name != "labeled_rows"})
+
+    def made_up(self, examples: Examples) -> Examples:
+        values = {field.name: getattr(examples, field.name) for field in dataclasses.fields(examples)}
+        values |= {"labels": examples.tokens, "per_token": True}
+        return Documents(**values, row_length=int(examples.lengths.max()))
 
     def loss(self, model: Model) -> Loss:
         return CausalLM(model, labeled=True)

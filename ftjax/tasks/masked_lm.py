@@ -54,17 +54,19 @@ class MaskedLanguageModel(TextTask):
     def notes(self) -> dict[str, Any]:
         return {"ftjax_masking": {name: getattr(self, name) for name in MASKING}}
 
-    def with_tokenizer(self, tokenizer: PreTrainedTokenizerFast) -> Self:
-        return dataclasses.replace(self, vocabulary=Vocabulary.of(tokenizer, len(tokenizer)))
+    def with_vocabulary(self, vocabulary: Vocabulary) -> Self:
+        return dataclasses.replace(self, vocabulary=vocabulary)
 
     def encode(self, rows: Rows, tokenizer: PreTrainedTokenizerFast, max_length: int) -> Examples:
         found = encode(dataclasses.replace(rows, labels=None), tokenizer, (), max_length)
         return dataclasses.replace(found, labels=np.zeros_like(found.labels))
 
+    def made_up(self, examples: Examples) -> Examples:
+        return dataclasses.replace(examples, labels=np.zeros(len(examples), np.int32))
+
     def loss(self, model: Model) -> Loss:
         assert self.vocabulary is not None
-        continuations = self.vocabulary.continuations.ljust(model.config.vocab_size, b"\0")
-        return masked_lm(self, dataclasses.replace(self.vocabulary, continuations=continuations), model)
+        return masked_lm(self, self.vocabulary, model)
 
     def outputs(self, model: Model) -> Callable[[Params, Batch], jax.Array]:
         """Of each row the nats of its masked tokens, how many were the likeliest, how many there are."""

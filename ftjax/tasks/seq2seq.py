@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -28,6 +27,8 @@ from ftjax.tasks.task import LOSS, Head, Metric, Outputs, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+    from ftjax.objective import Vocabulary
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
 
@@ -99,8 +100,8 @@ class SequenceToSequence(Task):
         if not isinstance(config, T5Config):
             raise InputError(f"{source}: {config.model_type} has no encoder and decoder, which --task seq2seq needs; take T5.")
 
-    def with_tokenizer(self, tokenizer: PreTrainedTokenizerFast) -> Self:
-        return dataclasses.replace(self, decode=functools.partial(tokenizer.decode, skip_special_tokens=True))
+    def with_vocabulary(self, vocabulary: Vocabulary) -> Self:
+        return dataclasses.replace(self, decode=vocabulary.decode)
 
     def encode(self, rows: Rows, tokenizer: PreTrainedTokenizerFast, max_length: int) -> Examples:
         sources = encode_sources(dataclasses.replace(rows, labels=None), tokenizer, (), max_length)

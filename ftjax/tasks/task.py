@@ -26,6 +26,8 @@ from ftjax.pretrained.load import refuse_seq2seq
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+    from ftjax.objective import Vocabulary
+
 Outputs = list[np.ndarray]
 """What the model says of each example, in their order. What it says of tokens is as long as the example's batch was."""
 
@@ -74,7 +76,9 @@ class Task:
 
     @classmethod
     def of(cls, settings: Any) -> Self:
-        """The task as the settings of a command want it."""
+        """The task as the settings of a command want it. InputError for those that belong to another one."""
+        if getattr(settings, "window_overlap", None) is not None:
+            raise InputError("--window-overlap is for --task question-answering.")
         return cls()
 
     @classmethod
@@ -111,6 +115,10 @@ class Task:
         """The rows as they are; InputError, naming the row, where one contradicts itself."""
         return rows
 
+    def asked(self, texts: Sequence[str]) -> Rows:
+        """Texts to predict for that are in no file."""
+        return self.checked(Rows(list(texts), None, None, "the texts given"))
+
     def keep_labels(self, rows: Sequence[Rows], number: int, seed: int) -> list[Rows]:
         """The rows with the labels of `number` rows a class left, drawn by the seed."""
         raise InputError(f"--labels-per-class {number}: --task {self.name} has no classes to draw rows of.")
@@ -128,8 +136,8 @@ class Task:
         """InputError for an architecture that cannot do the task."""
         refuse_seq2seq(config, source)
 
-    def with_tokenizer(self, tokenizer: PreTrainedTokenizerFast) -> Self:
-        """The task with what it must know of the tokenizer."""
+    def with_vocabulary(self, vocabulary: Vocabulary) -> Self:
+        """The task with what it must know of the tokenizer; called before anything is encoded."""
         return self
 
     def encode(self, rows: Rows, tokenizer: PreTrainedTokenizerFast, max_length: int) -> Examples:
@@ -147,6 +155,10 @@ class Task:
     def prompts(self, rows: Rows, tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
         """The tokens after which the model goes on writing, where the task `writes`."""
         raise NotImplementedError
+
+    def made_up(self, examples: Examples) -> Examples:
+        """Examples whose tokens and classes were made up, with labels of the shape that the loss takes."""
+        return examples
 
     def loss(self, model: Model) -> Loss:
         """L, the labelled term."""

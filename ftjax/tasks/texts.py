@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,6 +31,9 @@ class TextTask(Task):
 
     def read_dataset(self, settings: Any, split: str, *, require_labels: bool = False) -> Rows:
         return super().read_dataset(settings, split)
+
+    def asked(self, texts: Sequence[str]) -> Rows:
+        return Rows(list(texts), None, None, "the texts given")
 
     def checked(self, rows: Rows) -> Rows:
         return dataclasses.replace(rows, labels=rows.texts)
