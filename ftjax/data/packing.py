@@ -7,6 +7,7 @@ Padding wastes what it takes; packed rows have almost none, and one length is on
 from __future__ import annotations
 
 import dataclasses
+import functools
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 
@@ -21,6 +22,11 @@ class Documents(Examples):
     """Documents cut into examples of at most `row_length` tokens; `rows` says which one each is a piece of."""
 
     row_length: int = 0
+
+    @functools.cached_property
+    def packed_rows(self) -> int:
+        """How many rows hold them all, the same in every epoch."""
+        return len(pack(self.lengths, self.row_length, seed=None))
 
 
 def cut(length: int, most: int) -> list[tuple[int, int]]:

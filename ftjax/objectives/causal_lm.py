@@ -32,14 +32,6 @@ def labeled_tokens(batch: Batch) -> Batch:
     return batch | {"loss_mask": (batch["labels"] >= 0).astype(jnp.int32)}
 
 
-def in_blocks(hidden: jax.Array, labels: jax.Array, block: int) -> tuple[jax.Array, jax.Array]:
-    """(positions, hidden) and (positions,) to (blocks, block, hidden) and (blocks, block), filled up with labels of -100."""
-    block = min(block, len(labels))
-    fill = -len(labels) % block
-    hidden = jnp.pad(hidden, ((0, fill), (0, 0))).reshape(-1, block, hidden.shape[-1])
-    return hidden, jnp.pad(labels, (0, fill), constant_values=NO_LABEL).reshape(-1, block)
-
-
 def blockwise(
     logits: Callable[[jax.Array], jax.Array], hidden: jax.Array, labels: jax.Array, block: int
 ) -> tuple[jax.Array, jax.Array]:
@@ -48,7 +40,11 @@ def blockwise(
     logits: hidden states (positions, hidden) to float32 (positions, classes). hidden (..., hidden), labels int (...),
     negative where there is none. At most `block` rows of logits are held at a time: the backward pass computes them again.
     """
-    hidden, labels = in_blocks(hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1), block)
+    hidden, labels = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
+    block = min(block, len(labels))
+    fill = -len(labels) % block
+    hidden = jnp.pad(hidden, ((0, fill), (0, 0))).reshape(-1, block, hidden.shape[-1])
+    labels = jnp.pad(labels, (0, fill), constant_values=NO_LABEL).reshape(-1, block)
 
     @jax.checkpoint
     def one(hidden: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -65,20 +61,27 @@ def blockwise(
 def token_scores(model: Model, params: Params, batch: Batch, block: int = 256) -> jax.Array:
     """Of every token its loss (nats) and whether it was the likeliest, float32 (batch, length, 2); 0, 0 where none counts.
 
-    What counts is what `next_tokens` says; what a token is predicted from is before it. Deterministic.
+    What counts is what `next_tokens` says; what a token is predicted from is before it. Deterministic. Logits of about
+    `block` positions are held at a time: some columns of the batch, so that rows may lie on several devices.
     """
     module = model.bind(params)
-    hidden = module.hidden_states(batch)[-1]
-    labels = next_tokens(batch)
-    shape = labels.shape
+    hidden, labels = module.hidden_states(batch)[-1], next_tokens(batch)
+    rows, length = labels.shape
+    width = min(max(1, block // rows), length)
+    fill = -length % width
+
+    def columns(x: jax.Array) -> jax.Array:
+        """(rows, length + fill, ...) to (blocks, rows, width, ...)."""
+        return x.reshape(rows, -1, width, *x.shape[2:]).swapaxes(0, 1)
 
     def one(part: tuple[jax.Array, jax.Array]) -> jax.Array:
         scores = module.vocabulary_logits(part[0])
         losses, weights = cross_entropy(scores, part[1])
         return jnp.stack([losses, weights * (scores.argmax(-1) == part[1]).astype(jnp.float32)], axis=-1)
 
-    parts = in_blocks(hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1), block)
-    found = jax.lax.map(one, parts).reshape(-1, 2)[: labels.size].reshape(*shape, 2)
+    hidden = jnp.pad(hidden, ((0, 0), (0, fill), (0, 0)))
+    labels = jnp.pad(labels, ((0, 0), (0, fill)), constant_values=NO_LABEL)
+    found = jax.lax.map(one, (columns(hidden), columns(labels))).swapaxes(0, 1).reshape(rows, -1, 2)[:, :length]
     return jnp.pad(found[:, :-1], ((0, 0), (1, 0), (0, 0)))
 
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from ftjax.data.files import Reader, Rows
-from ftjax.data.packing import Documents, documents, pack, packed_batches
+from ftjax.data.packing import Documents, documents, packed_batches
 from ftjax.data.tables import Table, load_table
 from ftjax.data.tokenize import CHUNK, Examples
 from ftjax.models import Model, Params
@@ -77,7 +77,7 @@ class LanguageModel(TextTask):
 
     def rows_per_epoch(self, examples: Examples) -> int:
         assert isinstance(examples, Documents)
-        return len(pack(examples.lengths, examples.row_length, seed=None))
+        return examples.packed_rows
 
     def batches(self, examples: Examples, buckets: tuple[int, ...], batch_size: int, **where: Any) -> Iterator[dict[str, Any]]:
         """Packed rows to learn from, in an order by seed; to score, each piece in a row of its own."""
@@ -99,7 +99,8 @@ class LanguageModel(TextTask):
 
     def scores(self, outputs: Outputs, rows: Rows, examples: Examples) -> dict[str, float]:
         nats, right, tokens = totals(outputs, examples).sum(0).tolist()
-        return {"loss": nats / tokens, "perplexity": perplexity(nats / tokens), "accuracy": right / tokens}
+        loss = nats / max(tokens, 1)
+        return {"loss": loss, "perplexity": perplexity(loss), "accuracy": right / max(tokens, 1)}
 
     def told(self, outputs: Outputs, rows: Rows, examples: Examples) -> list[dict[str, Any]]:
         found = zip(rows.texts, totals(outputs, examples).tolist(), strict=False)
