@@ -242,9 +242,6 @@ def test_an_encoder_and_a_decoder_learn_to_turn_texts_into_others(t5, tmp_path, 
     result = command(capsys, *common, "--output", run, "--learning-rate", "3e-2", "--max-target-length", "10")
     assert result["test"]["accuracy"] == 1.0
     assert result["test"]["chrf"] == result["test"]["rougeL"] == pytest.approx(100)
-    scores = command(capsys, "evaluate", "--model", run / "model", "--file", held, "--json")
-    assert scores.pop("examples") == 3
-    assert scores == pytest.approx(result["test"], rel=1e-4)
     lines = command(capsys, "predict", "--model", run / "model", "ab", "longer")
     assert [line["prediction"] for line in lines] == ["ba", "no"]
     line = command(capsys, "generate", "--model", run / "model", "--prompt", "cd", "--max-new-tokens", "8", "--json")
