@@ -158,6 +158,25 @@ def test_a_model_is_trained_from_scratch(models, tmp_path, capsys):
     assert result["trained_parameters"] == sum(value.size for value in loaded.params.values())
 
 
+@pytest.mark.parity
+def test_transformers_gives_the_loss_of_what_was_trained(models, tmp_path, capsys):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    held = write_rows(tmp_path / "a.jsonl", [{"text": text} for text in TEXTS[:3]])
+    files = ("--train-file", held, "--test-file", held, "--output", tmp_path / "run")
+    result = command(capsys, "train", "--task", "causal-lm", "--model", models["llama"], *files, *FLAGS, "--json")
+    model, notes = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model", output_loading_info=True)
+    assert not any(notes.values()), notes
+    tokenizer, nats, tokens = load_tokenizer(models["llama"]), 0.0, 0
+    for text in TEXTS[:3]:
+        ids = torch.tensor([[1, *tokenizer(text, add_special_tokens=False)["input_ids"], 2]])
+        with torch.no_grad():
+            nats += float(model(ids, labels=ids).loss) * (ids.numel() - 1)
+        tokens += ids.numel() - 1
+    assert result["test"]["loss"] == pytest.approx(nats / tokens, rel=1e-5)
+
+
 def turns(*texts):
     return {"turns": list(texts)}
 
