@@ -15,7 +15,7 @@ from ftjax.data.tokenize import encode, load_tokenizer
 from ftjax.errors import InputError
 from ftjax.evaluation import all_logits, classification_metrics, predict_step, softmax
 from ftjax.parallel import Compiled, data_mesh, replicate
-from ftjax.pretrained import Pretrained, load_pretrained
+from ftjax.pretrained import Pretrained, load_pretrained, merge
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +29,16 @@ class TextClassifier:
 
     @classmethod
     def load(
-        cls, model: str | Path, *, max_length: int | None = None, batch_size: int = 32, precision: str = "float32"
+        cls,
+        model: str | Path,
+        *,
+        adapter: str | Path | None = None,
+        max_length: int | None = None,
+        batch_size: int = 32,
+        precision: str = "float32",
     ) -> TextClassifier:
-        """Raises InputError for a directory without a trained classification head."""
-        pretrained = load_pretrained(model, precision=precision)
+        """Raises InputError for a directory without a trained classification head, or an adapter for another model."""
+        pretrained = merge(load_pretrained(model, adapter=adapter, precision=precision))
         if not pretrained.labels:
             raise InputError(f"{model}: has no trained classification head; train one with: ftjax train --model {model} ...")
         longest = pretrained.model.config.max_length

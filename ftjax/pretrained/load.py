@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import zlib
 from pathlib import Path
@@ -13,9 +14,26 @@ import ml_dtypes
 import numpy as np
 
 from ftjax.errors import InputError, did_you_mean
-from ftjax.models import CONFIGS, SEQ2SEQ, Classifier, Config, Lora, Model, Params, build, initial_value, with_lora
+from ftjax.models import (
+    CONFIGS,
+    SEQ2SEQ,
+    Classifier,
+    Config,
+    Lora,
+    Model,
+    Params,
+    build,
+    initial_value,
+    kernel_of,
+    merge_lora,
+    nf4,
+    with_4bit,
+    with_lora,
+)
+from ftjax.models.layers import column_norms
 from ftjax.models.shapes import SHAPES
 from ftjax.pretrained import gguf, keras
+from ftjax.pretrained.adapter import Adapter, Replaced, attach, locate, read_adapter
 from ftjax.pretrained.hub import model_directory
 from ftjax.pretrained.names import NameTable, table_of
 from ftjax.pretrained.tensors import INDEX, SINGLE, Parts, SafeTensors, Weights, read_json, safetensors_files
@@ -35,6 +53,7 @@ class Pretrained:
     labels: class names in the order of the classifier's outputs, or () without a classifier.
     classifier: the kind of head that these would have; None where the architecture has none.
     raw_config: config.json as read.
+    adapted: names of the parameters that an adapter has in the place of the directory's.
     """
 
     directory: Path
@@ -47,13 +66,14 @@ class Pretrained:
     labels: tuple[str, ...]
     classifier: Classifier | None
     raw_config: dict[str, Any]
+    adapted: tuple[str, ...] = ()
 
 
-def read_config(directory: Path | str) -> tuple[Config, dict[str, Any], NameTable]:
+def read_config(directory: Path | str, adapter: Path | None = None) -> tuple[Config, dict[str, Any], NameTable]:
     """config.json, or a GGUF file's metadata, as (config, dictionary, name table).
 
-    directory: or the name of a shape without weights, see `ftjax.models.shapes`. InputError for an architecture that is
-    not supported.
+    directory: or the name of a shape without weights, see `ftjax.models.shapes`. adapter: the directory of one, whose changes
+    the dictionary then has. InputError for an architecture that is not supported.
     """
     if isinstance(directory, str):
         source, raw = Path(directory), SHAPES[directory]
@@ -67,7 +87,7 @@ def read_config(directory: Path | str) -> tuple[Config, dict[str, Any], NameTabl
             f"{directory}: architecture {model_type!r} is not supported; supported are: {', '.join(CONFIGS)}.{near}"
         )
     config = CONFIGS[model_type].from_dict(raw, str(source))
-    return config, raw, table_of(config)
+    return config, raw if adapter is None else read_adapter(adapter).config_after(raw), table_of(config)
 
 
 def refuse_seq2seq(config: Config, source: str) -> None:
@@ -99,9 +119,10 @@ def saved_classifier(config: Config, raw_config: dict[str, Any]) -> Classifier |
     return marked if marked in config.classifiers else config.own_classifier
 
 
-def open_weights(directory: Path, table: NameTable) -> Weights:
-    """The tensors of a GGUF file or a directory, those that the table takes apart by their parts."""
-    return Parts(gguf.GgufWeights(directory) if gguf.is_gguf(directory) else _weights_in(directory), table.parts, directory)
+def open_weights(directory: Path, table: NameTable, adapter: Adapter | None = None) -> Weights:
+    """The tensors of a GGUF file or a directory, those that the table takes apart by their parts; an adapter's before them."""
+    weights = gguf.GgufWeights(directory) if gguf.is_gguf(directory) else _weights_in(directory)
+    return Parts(weights if adapter is None else Replaced(weights, adapter, table), table.parts, directory)
 
 
 def _weights_in(directory: Path) -> Weights:
@@ -168,6 +189,7 @@ def check_copies(
 def load_pretrained(
     name_or_directory: str | Path,
     *,
+    adapter: str | Path | None = None,
     labels: tuple[str, ...] | None = None,
     classifier: Classifier | None = None,
     masked_lm: bool = False,
@@ -179,6 +201,9 @@ def load_pretrained(
 ) -> Pretrained:
     """Load a model with the heads asked for.
 
+    name_or_directory: a directory, .gguf file or hub id of a model; or of an adapter, which names its model.
+    adapter: an adapter in PEFT's format for the model, a directory or hub id. Its low-rank matrices come beside the kernels;
+        `merge` puts them in.
     labels: class names for a classification head; None takes the head that the files hold, if any. A head in the
         files that is of another kind or has other class names is left aside and a new one initialised.
     classifier: the head's kind (see `ftjax.models.body.Classifier`); None takes the files', or the architecture's own.
@@ -188,11 +213,13 @@ def load_pretrained(
     dropout: a rate for all dropout instead of the config's.
     seed: for what is initialised; each parameter's value depends on the seed and its own name alone.
 
-    Raises InputError for a missing or damaged directory, an unsupported architecture, and unexpected, misshapen or
-    missing weights, which it names.
+    Raises InputError for a missing or damaged directory, an unsupported architecture, unexpected, misshapen or
+    missing weights, which it names, and an adapter for another model.
     """
+    name_or_directory, adapter = locate(name_or_directory, adapter)
     directory = model_directory(name_or_directory)
-    config, raw_config, table = read_config(directory)
+    config, raw_config, table = read_config(directory, adapter)
+    adapted = None if adapter is None else read_adapter(adapter)
     if dropout is not None:
         config = config.with_dropout(dropout)
     saved = saved_classifier(config, raw_config)
@@ -200,12 +227,14 @@ def load_pretrained(
     _check_heads(
         config, raw_config, directory, kind, classify=bool(labels or classifier), masked_lm=masked_lm, causal_lm=causal_lm
     )
-    weights = open_weights(directory, table)
+    weights = open_weights(directory, table, adapted)
     spelled = spell(weights, table, directory)
     config = config.for_files(spelled)
     head = spelled.get(table.theirs("classifier.kernel")[0]) if config.classifiers else None
     rows = (weights.headers[head].shape or (0,))[0] if head else 0
     in_files = (saved_labels(raw_config) or unnamed(rows)) if rows else ()
+    if adapted is not None and head in adapted.whole and len(in_files) != rows:
+        in_files = unnamed(rows)  # PEFT keeps no names of classes
     if len(in_files) != rows:
         raise InputError(f"{directory}: {head} has {rows} rows but config.json names {len(in_files)} labels.")
     labels = in_files if labels is None else labels
@@ -252,6 +281,9 @@ def load_pretrained(
         params[ours] = read_parameter(weights, name, model.shapes[ours].shape, transposed=named[ours][1])
     if masked_lm or causal_lm or not config.classifiers:  # without a classifier: a model that always predicts tokens
         check_copies(weights, table, spelled, read, params, directory)
+    replaced = () if adapted is None else tuple(ours for ours, name in read.items() if name.partition("/")[0] in adapted.whole)
+    if adapted is not None:
+        model, params = attach(model, params, adapted, table)
     return Pretrained(
         directory=directory,
         model=model,
@@ -263,6 +295,7 @@ def load_pretrained(
         labels=tuple(labels),
         classifier=kind,
         raw_config=raw_config,
+        adapted=replaced,
     )
 
 
@@ -294,13 +327,35 @@ def _check_heads(
 
 
 def add_lora(pretrained: Pretrained, lora: Lora, *, seed: int = 0) -> Pretrained:
-    """The same with new low-rank matrices, which change nothing before they are trained."""
+    """The same with new low-rank matrices, which change nothing before they are trained; DoRA's magnitudes are the kernels'."""
     model = with_lora(pretrained.model, lora)
     new = [name for name in model.shapes if name not in pretrained.params]
     params = {**pretrained.params, **_initialised(model, new, seed)}
+    for name in lora.modules if lora.dora else ():
+        if not isinstance(next(iter(pretrained.params.values())), jax.ShapeDtypeStruct):
+            params[f"{name}.lora_magnitude"] = column_norms(kernel_of(params, name))
     return dataclasses.replace(
         pretrained, model=model, params={name: params[name] for name in model.shapes}, new=(*pretrained.new, *new)
     )
+
+
+def in_4bit(pretrained: Pretrained, modules: tuple[str, ...]) -> Pretrained:
+    """The same with the kernels of these dense layers rounded to 4 bits."""
+    params = dict(pretrained.params)
+    for name in modules:
+        kernel = params.pop(f"{name}.kernel")
+        nf4.check(name, kernel.shape[0])
+        kept = nf4.quantize if isinstance(kernel, jax.Array) else functools.partial(jax.eval_shape, nf4.quantize)
+        params |= dict(zip((f"{name}{ending}" for ending in nf4.ENDINGS), kept(kernel), strict=True))
+    model = with_4bit(pretrained.model, modules)
+    return dataclasses.replace(pretrained, model=model, params={name: params[name] for name in model.shapes})
+
+
+def merge(pretrained: Pretrained) -> Pretrained:
+    """The same without low-rank matrices and 4 bits: in the kernels, which then are what the layers multiply by."""
+    model = build(pretrained.model.config, **dict(pretrained.model.heads))
+    params = merge_lora(pretrained.model, pretrained.params)
+    return dataclasses.replace(pretrained, model=model, params={name: params[name] for name in model.shapes})
 
 
 def _initialised(model: Model, names: list[str], seed: int) -> Params:
