@@ -3,12 +3,12 @@
 import dataclasses
 import re
 
+import families
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from decoders import FAMILIES, decoder_inputs, positions, write_decoder
-from test_pretrained import write_model
 
 from ftjax.models import LORA, Lora
 from ftjax.pretrained import load_pretrained, merge, save_adapter
@@ -21,7 +21,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*fan_in_fan_out.*"),
 ]
 
-LABELS = ("a", "b", "c")
 TARGETS = {
     "bert": r"attention\.(query|output)|mlp\.down",
     "llama": r"attention\.(query|value)|mlp\.(gate|down)",
@@ -32,7 +31,7 @@ CASES = [(family, dora) for family in TARGETS for dora in (False, True)]
 
 def write_base(directory, family):
     if family == "bert":
-        write_model(directory, labels=LABELS)
+        families.write_golden(directory, f"bert {families.HEADS[0]}")
     else:
         write_decoder(directory, FAMILIES[family])
     return directory
