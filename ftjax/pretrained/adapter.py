@@ -188,7 +188,7 @@ def attach(model: Model, params: Params, adapter: Adapter, table: NameTable) -> 
     Ranks and scales may differ from module to module in the files; here all have the largest rank, filled up with zeros,
     and one scale, which B makes up for.
     """
-    dense = {table.theirs(name)[0].removesuffix(".weight"): name for name in model.shapes if name.endswith(".kernel")}
+    dense = {table.theirs(name)[0]: name for name in model.shapes if name.endswith(".kernel")}
     found: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray | None, float]] = {}
     for theirs, names in adapter.modules.items():
         if not {"a", "b"} <= names.keys() or ("magnitude" in names) != bool(adapter.config.get("use_dora")):
@@ -200,7 +200,7 @@ def attach(model: Model, params: Params, adapter: Adapter, table: NameTable) -> 
         if a.ndim != 2 or b.ndim != 2 or len(a) != b.shape[1] or len(b) % len(parts) or len(a) == 0:
             raise adapter.error(f"{theirs} has matrices of {list(a.shape)} and {list(b.shape)}, which do not go together")
         for number, part in enumerate(parts):
-            ours = dense.get(part.replace(".weight/", "/").removesuffix(".weight"))
+            ours = dense.get(part)
             out = slice(number * len(b) // len(parts), (number + 1) * len(b) // len(parts))
             if ours is None:
                 raise adapter.foreign(f"has matrices for {theirs}, which this model has not")
