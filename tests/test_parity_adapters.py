@@ -18,7 +18,7 @@ from ftjax.pretrained.names import table_of
 pytestmark = [
     pytest.mark.parity,
     pytest.mark.filterwarnings("ignore::UserWarning:peft.*"),
-    pytest.mark.filterwarnings("ignore:.*fan_in_fan_out.*"),
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning"),
 ]
 
 TARGETS = {
