@@ -7,6 +7,7 @@ beside it, not in it: they would be copied into every compiled version, and a pr
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -66,7 +67,12 @@ def signature(pretrained: Pretrained) -> dict[str, Any]:
 
 
 def save_stablehlo(pretrained: Pretrained, directory: Path) -> None:
-    """Write program.stablehlo, params.npz, signature.json and the tokenizer's files. InputError for a model without a head."""
+    """Write program.stablehlo, params.npz, signature.json and the tokenizer's files.
+
+    Raises InputError for a model without a head, and where flatbuffers, which jax writes programs with, is missing.
+    """
+    if importlib.util.find_spec("flatbuffers") is None:
+        raise InputError("--export-format stablehlo needs flatbuffers: pip install 'ftjax[stablehlo]'.")
     pretrained = merge(pretrained)
     run, names = logits_of(pretrained.model), input_names(pretrained.model)
     batch, length = jax.export.symbolic_shape("batch, length", constraints=[f"length <= {pretrained.model.config.max_length}"])
