@@ -26,11 +26,11 @@ import ftjax
 from ftjax import machine, rundir
 from ftjax.checkpoint import Checkpoints
 from ftjax.config import ExportFormat, TrainConfig
-from ftjax.data.batches import batches
+from ftjax.data.files import Rows
 from ftjax.data.prefetch import prefetch
 from ftjax.data.tokenize import Examples
 from ftjax.errors import InputError, Stopped
-from ftjax.evaluation import all_logits, classification_metrics, predict_step, softmax
+from ftjax.evaluation import all_outputs
 from ftjax.parallel import Compiled, data_mesh
 from ftjax.partition import count
 from ftjax.prefix import Attach, FrozenPrefix, Limits, prefix_step, unchanged
@@ -38,7 +38,7 @@ from ftjax.prepare import Run, prepare
 from ftjax.pretrained import Pretrained, load_pretrained, merge, save_adapter, save_pretrained
 from ftjax.pretrained.adapter import locate
 from ftjax.pretrained.hub import model_directory
-from ftjax.pretrained.load import read_config, refuse_seq2seq
+from ftjax.pretrained.load import read_config
 from ftjax.pretrained.program import save_savedmodel, save_stablehlo
 from ftjax.pretrained.tensors import read_json
 from ftjax.step import Metrics, TrainState, eval_step
@@ -125,8 +125,7 @@ class Session:
 
     def __init__(self, run: Run, terminal: Terminal, load_seconds: float, stopped: list[int]) -> None:
         self.run, self.config, self.terminal, self.stopped = run, run.config, terminal, stopped
-        self.metric = metric(run)
-        self.higher_is_better = self.metric != "loss"
+        self.metric, self.higher_is_better = run.metric, run.higher_is_better
         self.mesh = data_mesh()
         self.checkpoints = Checkpoints(self.config.output / "checkpoints", higher_is_better=self.higher_is_better)
         self.progress = Progress()
@@ -178,7 +177,7 @@ class Session:
         stage, data, config = self.run.stages[self.stage], self.run.data, self.config
         self.train_step = self.run.train_program(self.mesh)
         self.eval_step = Compiled(eval_step, self.mesh, donate=False)
-        self.predict = Compiled(predict_step(stage.model), self.mesh, donate=False)
+        self.predict = Compiled(data.task.outputs(stage.model), self.mesh, donate=False)
         if self.prefix is not None:
             self.prefix.clean()
         self.prefix, self.attach_train, self.attach_eval, self.attach = None, unchanged, unchanged, unchanged
@@ -269,7 +268,7 @@ class Session:
     def batches(self, epoch: int, start: int) -> Iterator[dict[str, Any]]:
         """The training batches of an epoch from number `start` on, as the step takes them."""
         data, config = self.run.data, self.config
-        source = batches(
+        source = data.task.batches(
             data.train,
             data.buckets,
             config.batch_size,
@@ -324,7 +323,7 @@ class Session:
         """Score the evaluation rows and note whether that is the best so far; None without such rows."""
         if self.run.data.eval is None:
             return None
-        scores = self.scores(self.run.data.eval, self.attach_eval)
+        scores = self.scores(self.run.data.eval, self.run.data.eval_rows, self.attach_eval)
         self.log.write("eval", self.step, {"epoch": float(epoch), **scores})
         self.terminal.say(f"epoch {epoch}: " + "  ".join(f"{name} {value:.4f}" for name, value in scores.items()))
         value, best = scores[self.metric], self.progress.best_scores.get(self.metric)
@@ -334,19 +333,22 @@ class Session:
         self.progress.worse = 0 if better else self.progress.worse + 1
         return value
 
-    def scores(self, examples: Examples, attach: Attach, predictions: Path | None = None) -> dict[str, float]:
+    def scores(
+        self, examples: Examples, rows: Rows | None, attach: Attach, predictions: Path | None = None
+    ) -> dict[str, float]:
         """Metrics of a data set with the current parameters; the self-supervised loss where training has no labels.
 
         predictions: where to write a line a row for the report.
         """
         data, size = self.run.data, self.config.batch_size
-        if data.labels and self.run.pretrained.labels:
-            logits = all_logits(self.predict, self.state.params, examples, data.buckets, size, data.pad_token_id, attach)
-            if predictions is not None and data.test_rows is not None:
-                rundir.write_predictions(predictions, data.test_rows.texts, examples.labels, softmax(logits), data.labels)
-            return classification_metrics(logits, examples.labels)
+        if self.run.supervised and rows is not None:
+            where = (data.buckets, size, data.pad_token_id, attach, data.task.batches)
+            outputs = all_outputs(self.predict, self.state.params, examples, *where)
+            if predictions is not None:
+                rundir.write_lines(predictions, data.task.told(outputs, rows, examples))
+            return data.task.scores(outputs, rows, examples)
         sums: dict[str, list[float]] = {}
-        for batch in batches(examples, data.buckets, size, pad_token_id=data.pad_token_id, seed=None):
+        for batch in data.task.batches(examples, data.buckets, size, pad_token_id=data.pad_token_id, seed=None):
             for name, pair in self.eval_step(self.state, batch).items():
                 old = sums.setdefault(name, [0.0, 0.0])
                 sums[name] = [old[0] + float(pair[0]), old[1] + float(pair[1])]
@@ -386,7 +388,7 @@ class Session:
         if data.eval is not None:
             result["eval"] = self.progress.best_scores
         if data.test is not None:
-            result["test"] = self.scores(data.test, self.attach, predictions=output / "predictions.jsonl")
+            result["test"] = self.scores(data.test, data.test_rows, self.attach, predictions=output / "predictions.jsonl")
         seconds["eval"] += clock.lap()
         save_model(self.run, self.state, output / "model", self.config.export_format)
         seconds["save"] += clock.lap()
@@ -429,12 +431,12 @@ def export_model(model: str, adapter: str | None, output: Path, export_format: E
     if export_format == "adapter":
         raise InputError("--export-format adapter: is for what a run has learnt; give that with --checkpoint.")
     base, found = locate(model, adapter)
-    config, _, _ = read_config(model_directory(base))
-    refuse_seq2seq(config, model)
+    config, raw_config, _ = read_config(model_directory(base), found)
     pretrained = load_pretrained(base, adapter=found)
-    if not pretrained.labels:
+    if not pretrained.labels and (config.causal or config.has_masked_lm):
         spoken = load_pretrained(base, adapter=found, causal_lm=config.causal, masked_lm=config.has_masked_lm)
         pretrained = pretrained if spoken.new else spoken
+    pretrained = dataclasses.replace(pretrained, problem_type=raw_config.get("problem_type"))
     with _disk_errors(output):
         write_model(merge(pretrained), output, export_format or "huggingface")
 
@@ -461,7 +463,7 @@ def export(checkpoint: Path, output: Path, export_format: ExportFormat | None = 
     if export_format == "adapter":
         config = dataclasses.replace(config, export_format="adapter")  # its needs are then looked at with the rest
     run = prepare(config.after_adaptation, lambda line: None, rundir.bucket_lengths(directory))
-    checkpoints = Checkpoints(directory / "checkpoints", higher_is_better=metric(run) != "loss", read_only=True)
+    checkpoints = Checkpoints(directory / "checkpoints", higher_is_better=run.higher_is_better, read_only=True)
     steps = checkpoints.steps()
     chosen = checkpoints.best_step() if step is None else step
     if chosen is None or chosen not in steps:
@@ -471,11 +473,6 @@ def export(checkpoint: Path, output: Path, export_format: ExportFormat | None = 
     state, _ = checkpoints.restore(chosen, run.state_of(run.stage_of(chosen)))
     with _disk_errors(output):
         save_model(run, state, output, export_format or config.export_format)
-
-
-def metric(run: Run) -> str:
-    """What chooses the best epoch: --metric, or accuracy where classes are predicted, else the loss."""
-    return run.config.metric or ("accuracy" if run.pretrained.labels else "loss")
 
 
 def prefix_limits(config: TrainConfig) -> Limits:

@@ -21,10 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ftjax.errors import InputError
-from ftjax.models import LORA, Lora, Model, Params, build, kernel_of, with_lora
+from ftjax.models import LORA, SEQ2SEQ, Lora, Model, Params, build, kernel_of, with_lora
 from ftjax.models.layers import column_norms
 from ftjax.pretrained.hub import model_directory
 from ftjax.pretrained.names import NameTable
+from ftjax.pretrained.names.table import SPANS, TOKENS
 from ftjax.pretrained.tensors import Header, SafeTensors, Weights, read_json, read_whole, write_tensors
 
 CONFIG, WEIGHTS, CHANGES = "adapter_config.json", "adapter_model.safetensors", "config_changes.json"
@@ -39,8 +40,8 @@ WITHOUT_EFFECT = {
     *("layers_to_transform", "layers_pattern", "bias", "rank_pattern", "fan_in_fan_out", "megatron_core", "qalora_group_size"),
 }
 """Settings that say what was trained or how; the tensors say it too. Any other that is set may change the result."""
-TASKS = {"num_labels": "SEQ_CLS", "causal_lm": "CAUSAL_LM"}
-"""A model's heads, the first that it has counts -> what PEFT calls the task."""
+OF_TOKENS = {"every-token": ("TOKEN_CLS", TOKENS), "span": ("QUESTION_ANS", SPANS)}
+"""A classifier of tokens -> what PEFT calls its task, and how transformers' class for it ends."""
 UNCHANGED_BASE = (True, False, None, "gaussian", "orthogonal", "eva")
 """Ways to initialise that leave the base's kernels as they were."""
 
@@ -133,7 +134,10 @@ def read_adapter(directory: Path) -> Adapter:
         raise InputError(f"{directory / CONFIG}: lora_dropout is {rate!r}, not at least 0 and below 1.")
     if not (directory / WEIGHTS).is_file():
         raise InputError(f"{directory}: no {WEIGHTS}; adapters in other files are not read.")
-    changes = read_json(directory / CHANGES) if (directory / CHANGES).is_file() else {}
+    ending = dict(OF_TOKENS.values()).get(config.get("task_type"))
+    changes = {} if ending is None else {"architectures": [ending]}  # all that PEFT keeps of the class that it adapted
+    if (directory / CHANGES).is_file():
+        changes = read_json(directory / CHANGES)
     weights = SafeTensors([directory / WEIGHTS])
     modules: dict[str, dict[str, str]] = {}
     whole: dict[str, str] = {}
@@ -262,7 +266,7 @@ def write_adapter(
     config = {
         "peft_type": "LORA",
         "base_model_name_or_path": base,
-        "task_type": next((task for head, task in TASKS.items() if heads[head]), None),
+        "task_type": task_type(model),
         "r": rank,
         "lora_alpha": scale * rank,
         "rank_pattern": own,
@@ -281,6 +285,16 @@ def write_adapter(
         partial = directory / f".{name}.partial"
         partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         os.replace(partial, directory / name)
+
+
+def task_type(model: Model) -> str | None:
+    """What PEFT calls the task of a model with these heads; None where it has no name for it."""
+    heads = dict(model.heads)
+    if type(model.config) in SEQ2SEQ:
+        return "SEQ_2_SEQ_LM"
+    if heads["num_labels"]:
+        return OF_TOKENS.get(heads["classifier"], ("SEQ_CLS",))[0]
+    return "CAUSAL_LM" if heads["causal_lm"] else None
 
 
 def check_adapter(model: Model, trained: Collection[str]) -> None:

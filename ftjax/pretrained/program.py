@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ftjax.errors import InputError
-from ftjax.models import Model, Params
+from ftjax.models import SEQ2SEQ, Model, Params
+from ftjax.models.body import OF_TOKENS
 from ftjax.models.post_norm import PostNormConfig
 from ftjax.objectives.classification import class_logits
 from ftjax.pretrained.load import Pretrained, merge
@@ -37,11 +38,16 @@ def input_names(model: Model) -> tuple[str, ...]:
 
 
 def logits_of(model: Model) -> Callable[[Params, Inputs], jax.Array]:
-    """(params, inputs) -> float32 logits: (batch, classes) of a classifier, else (batch, length, vocabulary).
+    """(params, inputs) -> float32 logits: (batch, classes) of a classifier, (batch, length, classes) of one of tokens, else
+    (batch, length, vocabulary).
 
-    Raises InputError for a model without a head.
+    Raises InputError for a model without a head, and for one with an encoder and a decoder.
     """
     heads = dict(model.heads)
+    if type(model.config) in SEQ2SEQ:
+        raise InputError(
+            f"--export-format: a {model.config.model_type} has an encoder and a decoder, which no program holds yet."
+        )
     if not (heads["num_labels"] or heads["causal_lm"] or heads["masked_lm"]):
         raise InputError("--export-format: the model has neither a classifier nor a language model's head, so no logits.")
 
@@ -57,7 +63,8 @@ def logits_of(model: Model) -> Callable[[Params, Inputs], jax.Array]:
 
 def signature(pretrained: Pretrained) -> dict[str, Any]:
     """What signature.json says: inputs, the output, the classes' names, the longest row."""
-    output = ["batch", len(pretrained.labels)] if pretrained.labels else ["batch", "length", pretrained.model.config.vocab_size]
+    by_token = not pretrained.labels or pretrained.classifier in OF_TOKENS
+    output = ["batch", *(["length"] if by_token else []), len(pretrained.labels) or pretrained.model.config.vocab_size]
     return {
         "inputs": {name: {"dtype": "int32", "shape": ["batch", "length"]} for name in input_names(pretrained.model)},
         "output": {"logits": {"dtype": "float32", "shape": output}},

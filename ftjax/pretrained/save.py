@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ftjax.models import Params, merge_lora
+from ftjax.models.body import OF_TOKENS
 from ftjax.pretrained import gguf
 from ftjax.pretrained.adapter import check_adapter, write_adapter
 from ftjax.pretrained.load import Pretrained, open_weights, read_config
@@ -32,7 +33,7 @@ def save_pretrained(pretrained: Pretrained, params: Params, directory: str | Pat
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    table = table_of(pretrained.model.config)
+    table = table_of(pretrained.model.config).with_classifier(pretrained.classifier)
     has_head = bool(pretrained.labels)
     causal_lm = bool(dict(pretrained.model.heads)["causal_lm"])
     prefixed = has_head or causal_lm or "masked_lm.bias" in params
@@ -66,16 +67,16 @@ def save_pretrained(pretrained: Pretrained, params: Params, directory: str | Pat
 
 def trained_config(pretrained: Pretrained) -> dict[str, Any]:
     """What config.json says of a model after training: the class that loads it, and the classes it tells apart."""
-    table, config = table_of(pretrained.model.config), dict(pretrained.raw_config)
-    heads = dict(pretrained.model.heads)
+    table = table_of(pretrained.model.config).with_classifier(pretrained.classifier)
+    config, heads = dict(pretrained.raw_config), dict(pretrained.model.heads)
     if pretrained.labels:
         config |= {
             "architectures": [table.classes[0]],
-            "problem_type": "single_label_classification",
+            "problem_type": pretrained.problem_type,
             "id2label": {str(i): label for i, label in enumerate(pretrained.labels)},
             "label2id": {label: i for i, label in enumerate(pretrained.labels)},
         }
-        if pretrained.classifier == pretrained.model.config.own_classifier:
+        if pretrained.classifier in (pretrained.model.config.own_classifier, *OF_TOKENS):
             config.pop("ftjax_classifier", None)
         else:
             config["ftjax_classifier"] = pretrained.classifier  # no class of transformers has this head
@@ -106,6 +107,6 @@ def save_adapter(
     config, before = trained_config(pretrained), read_config(pretrained.directory)[1]
     changes = {"model_type": before.get("model_type")} | {n: v for n, v in config.items() if before.get(n) != v}
     directory, base = Path(directory), Path(base).expanduser().resolve() if Path(base).expanduser().exists() else base
-    table = table_of(pretrained.model.config)
+    table = table_of(pretrained.model.config).with_classifier(pretrained.classifier)
     write_adapter(pretrained.model, params, changed, table, directory, base=str(base), changes=changes)
     save_tokenizer(pretrained, directory)
