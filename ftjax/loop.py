@@ -25,7 +25,7 @@ import jax
 import ftjax
 from ftjax import machine, rundir
 from ftjax.checkpoint import Checkpoints
-from ftjax.config import TrainConfig
+from ftjax.config import ExportFormat, TrainConfig
 from ftjax.data.files import Rows
 from ftjax.data.prefetch import prefetch
 from ftjax.data.tokenize import Examples
@@ -35,9 +35,13 @@ from ftjax.parallel import Compiled, data_mesh
 from ftjax.partition import count
 from ftjax.prefix import Attach, FrozenPrefix, Limits, prefix_step, unchanged
 from ftjax.prepare import Run, prepare
-from ftjax.pretrained import save_pretrained
+from ftjax.pretrained import Pretrained, load_pretrained, merge, save_adapter, save_pretrained
+from ftjax.pretrained.adapter import locate
+from ftjax.pretrained.hub import model_directory
+from ftjax.pretrained.load import read_config
+from ftjax.pretrained.program import save_savedmodel, save_stablehlo
 from ftjax.pretrained.tensors import read_json
-from ftjax.step import Metrics, eval_step
+from ftjax.step import Metrics, TrainState, eval_step
 from ftjax.terminal import Terminal
 
 SECONDS = ("load", "compile", "prefix", "data_wait", "step", "eval", "save")
@@ -386,7 +390,7 @@ class Session:
         if data.test is not None:
             result["test"] = self.scores(data.test, data.test_rows, self.attach, predictions=output / "predictions.jsonl")
         seconds["eval"] += clock.lap()
-        save_pretrained(self.run.pretrained, {**self.run.pretrained.params, **self.state.trainable}, output / "model")
+        save_model(self.run, self.state, output / "model", self.config.export_format)
         seconds["save"] += clock.lap()
         result |= {"peak_memory_bytes": machine.peak_memory_bytes(), "seconds": seconds, **before}
         rundir.write_json(output / "result.json", result)
@@ -397,8 +401,54 @@ class Session:
         return json.loads((output / "result.json").read_text(encoding="utf-8"))
 
 
-def export(checkpoint: Path, output: Path) -> None:
-    """Write a run's best checkpoint, or the one of RUN/checkpoints/STEP, as a Hugging Face model directory.
+def save_model(run: Run, state: TrainState, directory: Path, export_format: ExportFormat) -> None:
+    """What a run has learnt, in a directory. Raises InputError for a format that cannot say it."""
+    params = {**run.pretrained.params, **state.trainable}
+    if export_format == "adapter":
+        save_adapter(run.pretrained, params, state.trainable, directory, base=run.config.model)
+    else:
+        write_model(dataclasses.replace(run.pretrained, params=params), directory, export_format)
+
+
+def write_model(pretrained: Pretrained, directory: Path, export_format: ExportFormat) -> None:
+    """A model as a Hugging Face directory or as a program."""
+    match export_format:
+        case "stablehlo":
+            save_stablehlo(pretrained, directory)
+        case "savedmodel":
+            save_savedmodel(pretrained, directory)
+        case _:
+            save_pretrained(pretrained, pretrained.params, directory)
+
+
+def export_model(model: str, adapter: str | None, output: Path, export_format: ExportFormat | None) -> None:
+    """Write a model, with an adapter merged, as a Hugging Face directory or as a program.
+
+    Raises InputError for a model or an adapter that cannot be loaded, a program without a head, and an `output` that is not
+    empty.
+    """
+    check_empty(output)
+    if export_format == "adapter":
+        raise InputError("--export-format adapter: is for what a run has learnt; give that with --checkpoint.")
+    base, found = locate(model, adapter)
+    config, raw_config, _ = read_config(model_directory(base), found)
+    pretrained = load_pretrained(base, adapter=found)
+    if not pretrained.labels and (config.causal or config.has_masked_lm):
+        spoken = load_pretrained(base, adapter=found, causal_lm=config.causal, masked_lm=config.has_masked_lm)
+        pretrained = pretrained if spoken.new else spoken
+    pretrained = dataclasses.replace(pretrained, problem_type=raw_config.get("problem_type"))
+    with _disk_errors(output):
+        write_model(merge(pretrained), output, export_format or "huggingface")
+
+
+def check_empty(output: Path) -> None:
+    """InputError where something is in the way of a new directory."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"--output {output}: not empty; choose another directory.")
+
+
+def export(checkpoint: Path, output: Path, export_format: ExportFormat | None = None) -> None:
+    """Write a run's best checkpoint, or the one of RUN/checkpoints/STEP, in the run's own format or another one.
 
     Raises InputError where there is no such checkpoint, or `output` holds something.
     """
@@ -408,9 +458,10 @@ def export(checkpoint: Path, output: Path) -> None:
     saved = read_json(directory / "config.json")
     if "method" not in saved or "output" not in saved:
         raise InputError(f"--checkpoint {checkpoint}: {directory} is not a run of ftjax.")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"--output {output}: not empty; choose another directory.")
+    check_empty(output)
     config = TrainConfig.from_dict(saved)
+    if export_format == "adapter":
+        config = dataclasses.replace(config, export_format="adapter")  # its needs are then looked at with the rest
     run = prepare(config.after_adaptation, lambda line: None, rundir.bucket_lengths(directory))
     checkpoints = Checkpoints(directory / "checkpoints", higher_is_better=run.higher_is_better, read_only=True)
     steps = checkpoints.steps()
@@ -421,7 +472,7 @@ def export(checkpoint: Path, output: Path) -> None:
         )
     state, _ = checkpoints.restore(chosen, run.state_of(run.stage_of(chosen)))
     with _disk_errors(output):
-        save_pretrained(run.pretrained, {**run.pretrained.params, **state.trainable}, output)
+        save_model(run, state, output, export_format or config.export_format)
 
 
 def prefix_limits(config: TrainConfig) -> Limits:

@@ -8,8 +8,11 @@ from ftjax.errors import InputError
 from ftjax.pretrained.gguf import is_gguf
 
 FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab*", "special_tokens_map.json"]
-FILES += ["merges.txt", "chat_template.jinja", "generation_config.json"]
+FILES += ["merges.txt", "added_tokens.json", "sentencepiece.bpe.model", "spiece.model", "chat_template.jinja"]
+FILES += ["generation_config.json", "adapter_config.json", "config_changes.json"]
 """What is downloaded: configuration, safetensors weights and tokenizer files; no pickles, no code."""
+KERAS = ["tf_model.h5", "tf_model.h5.index.json"]
+"""What is downloaded besides where there are no safetensors."""
 
 
 def model_directory(name_or_directory: str | Path) -> Path:
@@ -32,6 +35,8 @@ def model_directory(name_or_directory: str | Path) -> Path:
     name, _, revision = text.partition("@")
     try:
         directory = Path(huggingface_hub.snapshot_download(name, revision=revision or None, allow_patterns=FILES))
+        if not any(directory.glob("*.safetensors")):
+            huggingface_hub.snapshot_download(name, revision=revision or None, allow_patterns=KERAS)
     except HFValidationError:
         raise InputError(f"{text}: neither a directory nor a Hugging Face model id such as bert-base-uncased.") from None
     except RepositoryNotFoundError:
@@ -39,6 +44,6 @@ def model_directory(name_or_directory: str | Path) -> Path:
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{text}: no such directory, and it could not be downloaded from the hub ({reason}).") from None
-    if not (directory / "config.json").is_file():
+    if not any((directory / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise InputError(f"{text}: the hub's repository has no config.json; it is not a model for transformers.")
     return directory
