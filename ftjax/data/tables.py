@@ -65,6 +65,8 @@ def load_table(path: Path) -> Table:
                 return json_table(file.read(), path)
             texts = [line.removesuffix("\n") for line in file]
             return Table(["text"], {"text": texts}.__getitem__, len(texts))
+    except MemoryError:
+        raise InputError(f"{shown(path)}: is larger than the memory there is.") from None
     except UnicodeDecodeError:
         raise InputError(not_utf8(path)) from None
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:  # all but the first: a damaged compressed file
@@ -168,14 +170,22 @@ def parquet_table(path: Path) -> Table:
     try:
         with parquet.ParquetFile(path) as file:
             table = file.read()
-    except (pyarrow.ArrowException, OSError) as error:
+        table.validate(full=True)
+        classes = declared_classes((table.schema.metadata or {}).get(b"huggingface"))
+    except (pyarrow.ArrowException, OSError, ValueError, RecursionError) as error:
         raise InputError(f"{shown(path)}: not a readable parquet file ({one_line(error)}).") from None
-    classes: dict[str, tuple[str, ...]] = {}
-    if b"huggingface" in (table.schema.metadata or {}):
-        from datasets import Features
-
-        classes = class_names(Features.from_arrow_schema(table.schema))
     return Table(table.column_names, lambda name: table.column(name).to_pylist(), len(table), classes)
+
+
+def declared_classes(metadata: bytes | None) -> dict[str, tuple[str, ...]]:
+    """The class names in what `datasets` writes into a parquet file: {"info": {"features": {COLUMN: {"names": [...]}}}}."""
+    info = json.loads(metadata or b"{}")
+    features = info.get("info", {}).get("features", {}) if isinstance(info, dict) and isinstance(info.get("info", {}), dict) else {}
+    if not isinstance(features, dict):
+        return {}
+    kinds = {name: kind for name, kind in features.items() if isinstance(kind, dict) and kind.get("_type") == "ClassLabel"}
+    names = {name: kind.get("names") for name, kind in kinds.items()}
+    return {name: tuple(map(str, found)) for name, found in names.items() if isinstance(found, list)}
 
 
 def class_names(features: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
