@@ -41,13 +41,15 @@ from ftjax.errors import InputError
 SECONDS = 10  # of processor time a file
 MEMORY = 10**9  # bytes a file, beyond what a worker has when it starts
 WORDS = (
-    *("", "0", "-1", "1", "2147483648", "18446744073709551615", "1e999", "NaN", "Infinity", "null", "true", "[]", "{}", '""', '"'),
-    *("../../etc/passwd", "/etc/passwd", "model.safetensors", "\0", "\ufeff", "\u2028", "\ud800", "😀", "a" * 5000, "[" * 3000),
-    *(",", "\t", "\r", "\n", "#", "=", ":", "(a+)+$", "<script>alert(1)</script>", "{{ 1 / 0 }}", "%s%n", "F32", "I64", "llama"),
+    *("", "0", "-1", "1", "2147483648", "18446744073709551615", "1e999", "NaN", "Infinity", "null", "true", "[]", "{}", '""'),
+    *('"', "../../etc/passwd", "/etc/passwd", "model.safetensors", "\0", "\ufeff", "\u2028", "\ud800", "😀", "a" * 5000),
+    *("[" * 3000, ",", "\t", "\r", "\n", "#", "=", ":", "(a+)+$", "<script>alert(1)</script>", "{{ 1 / 0 }}", "%s%n", "F32"),
+    *("I64", "llama"),
 )
 VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, 2, 3, 7, 2**31, 2**63, 10**30, 0.5, -0.0, 1e308, float("inf"), float("nan")),
-    *("", "a", "../x", "/etc/passwd", "0", "gelu", "\ud800", "a" * 1000, [], [0], [[]], {}, {"a": 1}, ["a", 1, None], [2**40, 2**40]),
+    *("", "a", "../x", "/etc/passwd", "0", "gelu", "\ud800", "a" * 1000, [], [0], [[]], {}, {"a": 1}, ["a", 1, None]),
+    [2**40, 2**40],
 )
 NUMBERS = (0, 1, 2, 7, 127, 128, 255, 256, 2**15, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63 - 1, 2**63, 2**64 - 1)
 
@@ -121,10 +123,10 @@ def of_json(content: bytes, rng: random.Random) -> bytes:
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-    """One way files come in. files: well-formed ones, name -> content; the first of them that `changed` names is mutated.
+    """One way files come in.
 
-    changed: names among them that are mutated, in turn. read: what is tried on the directory that holds them.
-    mutate: how. share: of all files.
+    files: well-formed ones, name -> content. changed: which of them are mutated, one at a time. read: what is tried on the
+    directory that holds them. mutate: how. share: of all files, relative to others.
     """
 
     files: dict[str, bytes]
@@ -162,7 +164,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "gemma3_text": CONFIG | {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 8, "rope_local_base_freq": 1e4},
     "qwen3": CONFIG | {"num_key_value_heads": 2, "head_dim": 8, "use_sliding_window": False},
     "gpt2": {"vocab_size": 40, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 32},
-    "t5": {"vocab_size": 40, "d_model": 16, "num_layers": 2, "num_heads": 4, "d_kv": 4, "d_ff": 24, "feed_forward_proj": "relu"},
+    "t5": {
+        "vocab_size": 40,
+        "d_model": 16,
+        "num_layers": 2,
+        "num_heads": 4,
+        "d_kv": 4,
+        "d_ff": 24,
+        "feed_forward_proj": "relu",
+    },
 }
 TEXTS = ["I love it", 'a "quoted", text', "dull", "", "übergroß 😀"]
 TABLE = [{"text": text, "label": number % 2, "pair": None} for number, text in enumerate(TEXTS)]
@@ -193,7 +203,20 @@ def tokenizer_json() -> bytes:
     """A WordPiece tokenizer, with all that such a file may hold."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz", "##a", "##e", "##ll", "love", "it", "i"]
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *"abcdefghijklmnopqrstuvwxyz",
+        "##a",
+        "##e",
+        "##ll",
+        "love",
+        "it",
+        "i",
+    ]
     made = Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
     made.normalizer = normalizers.BertNormalizer()
     made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -277,6 +300,12 @@ def h5_file(path: Path) -> None:
         group.create_dataset("query/bias:0", data=np.ones(16, np.float32), chunks=(4,), compression="gzip")
         group.attrs["weight_names"] = [b"query/kernel:0", b"query/bias:0"]
         file.attrs["backend"] = b"tensorflow"
+
+
+def npy_file(path: Path) -> None:
+    """Rows of a prefix cache."""
+    with path.open("wb") as file:
+        np.save(file, np.ones((6, 4), np.float32))
 
 
 def parquet_file(path: Path) -> None:
@@ -391,12 +420,32 @@ def run_files() -> dict[str, bytes]:
     from ftjax.config import TrainConfig
 
     config = TrainConfig(model="m", output=Path("runs/a"), train_file=Path("train.csv")).to_dict()
-    more = {"labels": ["a", "b"], "bucket_lengths": [16, 32], "device": "1 x cpu", "versions": {"jax": "1"}, "command": "ftjax train"}
+    more = {
+        "labels": ["a", "b"],
+        "bucket_lengths": [16, 32],
+        "device": "1 x cpu",
+        "versions": {"jax": "1"},
+        "command": "ftjax train",
+    }
     scores = {"loss": 0.5, "accuracy": 0.75, "macro_f1": 0.7, "matthews": 0.4}
     lines = [{"kind": "train", "step": s, "epoch": s / 4, "loss": 1 / s, "gradient_norm": 1.0} for s in range(1, 9)]
     lines += [{"kind": "eval", "step": 8, "epoch": 2.0, **scores}]
-    result = {"method": "full", "trained_parameters": 10, "frozen_parameters": 0, "steps": 8, "best_step": 8, "train_seconds": 2.0}
-    result |= {"examples_per_second": 9.0, "peak_memory_bytes": 10**9, "eval": scores, "test": scores, "seconds": {"step": 1.0}}
+    result = {
+        "method": "full",
+        "trained_parameters": 10,
+        "frozen_parameters": 0,
+        "steps": 8,
+        "best_step": 8,
+        "train_seconds": 2.0,
+    }
+    result |= {
+        "train_seconds": 2.0,
+        "examples_per_second": 9.0,
+        "peak_memory_bytes": 10**9,
+        "eval": scores,
+        "test": scores,
+        "seconds": {"step": 1.0},
+    }
     rows = [{"text": t, "label": "a", "prediction": "b", "scores": {"a": 0.4, "b": 0.6}} for t in TEXTS]
     jsonl = {"metrics.jsonl": lines, "predictions.jsonl": rows}
     return {
@@ -422,13 +471,28 @@ def readers() -> dict[str, Reader]:
     from safetensors.numpy import save
 
     tensors = weights()
-    some = {name: value for i, (name, value) in enumerate(tensors.items()) if i < 6}
-    half = len(tensors) // 2
-    shards = {f"model-0000{n}-of-00002.safetensors": save(dict(list(tensors.items())[at])) for n, at in
-              ((1, slice(half)), (2, slice(half, None)))}  # fmt: skip
-    index = {"metadata": {"total_size": 1}, "weight_map": {t: name for name, part in zip(shards, (list(tensors)[:half], list(tensors)[half:]), strict=True) for t in part}}  # noqa: E501
+    names = list(tensors)
+    halves = {"model-00001-of-00002.safetensors": names[:9], "model-00002-of-00002.safetensors": names[9:]}
+    shards = {file: save({name: tensors[name] for name in part}) for file, part in halves.items()}
+    index = {"metadata": {"total_size": 1}, "weight_map": {name: file for file, part in halves.items() for name in part}}
     bert = json.dumps({"model_type": "bert", **CONFIGS["bert"]}).encode()
-    csv = 'text,label\nI love it,1\n"a ""quoted"", text",0\n"two\nlines",1\n'.encode()
+    words = {"tokenizer.json": tokenizer_json(), "tokenizer_config.json": json.dumps(TOKENIZER_CONFIG).encode()}
+    single, indexed, run = "model.safetensors", "model.safetensors.index.json", run_files()
+    found = {
+        "safetensors": Reader({single: save({n: tensors[n] for n in names[:6]})}, (single,), read_weights, header_mutated, 2.0),
+        "index": Reader({indexed: json.dumps(index).encode(), **shards}, (indexed,), read_weights),
+        "gguf": Reader({"model.gguf": gguf_file()}, ("model.gguf",), read_gguf, share=2.0),
+        "h5": Reader({"tf_model.h5": written(h5_file)}, ("tf_model.h5",), read_weights, share=2.0),
+        "tokenizer": Reader({**words, "config.json": bert}, ("tokenizer.json", *words), read_tokenizer),
+        "model": Reader({"config.json": bert, single: save(tensors)}, ("config.json", single), read_model, header_mutated, 0.1),
+        "rules": Reader({"rules.txt": RULES.encode()}, ("rules.txt",), read_rules),
+        "run": Reader(run, tuple(run), read_saved_run, line_mutated, 0.1),
+        "prefix": Reader({"rows.npy": written(npy_file)}, ("rows.npy",), read_prefix),
+    }
+    for kind, config in CONFIGS.items():
+        files = {"config.json": json.dumps({"model_type": kind, **config}).encode()}
+        found[f"config-{kind}"] = Reader(files, ("config.json",), read_configuration, share=0.3)
+    csv = b'text,label\nI love it,1\n"a ""quoted"", text",0\n"two\nlines",1\n'
     rows = {
         "rows.csv": csv,
         "rows.tsv": csv.replace(b",", b"\t"),
@@ -436,33 +500,12 @@ def readers() -> dict[str, Reader]:
         "rows.json": json.dumps(TABLE).encode(),
         "rows.txt": "\n".join(TEXTS).encode(),
         "rows.parquet": written(parquet_file),
-        "rows.csv.gz": gzip.compress(csv),
-        "rows.csv.bz2": bz2.compress(csv),
-        "rows.csv.xz": lzma.compress(csv),
     }
-    packings = {".gz": (gzip.compress, gzip.decompress), ".bz2": (bz2.compress, bz2.decompress), ".xz": (lzma.compress, lzma.decompress)}
-    found = {
-        "safetensors": Reader({"model.safetensors": save(some)}, ("model.safetensors",), read_weights, header_mutated, 2.0),
-        "index": Reader({"model.safetensors.index.json": json.dumps(index).encode(), **shards}, ("model.safetensors.index.json",), read_weights),
-        "gguf": Reader({"model.gguf": gguf_file()}, ("model.gguf",), read_gguf, share=2.0),
-        "h5": Reader({"tf_model.h5": written(h5_file)}, ("tf_model.h5",), read_weights, share=2.0),
-        "tokenizer": Reader(
-            {"tokenizer.json": tokenizer_json(), "tokenizer_config.json": json.dumps(TOKENIZER_CONFIG).encode(), "config.json": bert},
-            ("tokenizer.json", "tokenizer.json", "tokenizer_config.json"),
-            read_tokenizer,
-            share=1.0,
-        ),
-        "model": Reader({"config.json": bert, "model.safetensors": save(tensors)}, ("config.json", "model.safetensors"), read_model, header_mutated, 0.1),
-        "rules": Reader({"rules.txt": RULES.encode()}, ("rules.txt",), read_rules),
-        "run": Reader(run_files(), tuple(run_files()), read_saved_run, line_mutated, 0.1),
-        "prefix": Reader({"rows.npy": written(lambda path: np.save(path.open("wb"), np.ones((6, 4), np.float32)))}, ("rows.npy",), read_prefix),
-    }  # fmt: skip
-    for kind, config in CONFIGS.items():
-        files = {"config.json": json.dumps({"model_type": kind, **config}).encode()}
-        found[f"config-{kind}"] = Reader(files, ("config.json",), read_configuration, share=0.3)
     for name, content in rows.items():
-        change = repacked(*packings[name[-4:].lstrip("v")]) if name[-4:].lstrip("v") in packings else line_mutated
-        found[name] = Reader({name: content}, (name,), read_rows(name), change, 0.7)
+        found[name] = Reader({name: content}, (name,), read_rows(name), line_mutated, 0.7)
+    for suffix, packer in ((".gz", gzip), (".bz2", bz2), (".xz", lzma)):
+        name, change = f"rows.csv{suffix}", repacked(packer.compress, packer.decompress)
+        found[name] = Reader({name: packer.compress(csv)}, (name,), read_rows(name), change, 0.7)
     return found
 
 

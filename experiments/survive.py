@@ -24,7 +24,24 @@ from safetensors.numpy import save_file
 
 TIMED = ("examples_per_second", "seconds", "step_seconds", "train_seconds", "peak_memory_bytes")
 EVERY = 5  # steps between checkpoints
-WORDS = "a the film story actor plot is was not very good bad dull moving funny slow bright empty rich thin".split()
+WORDS = (
+    "a",
+    "the",
+    "film",
+    "story",
+    "actor",
+    "plot",
+    "is",
+    "was",
+    "not",
+    "very",
+    "good",
+    "bad",
+    "dull",
+    "moving",
+    "funny",
+    "slow",
+)
 
 
 def tiny_model(directory: Path) -> Path:

@@ -462,10 +462,11 @@ def export(checkpoint: Path, output: Path) -> None:
         raise InputError(f"--output {output}: not empty; choose another directory.")
     config = TrainConfig.from_dict(saved)
     digest.check_inputs(saved.get("files"), digest.of_inputs(config), config)
+    kept = directory / "checkpoints"
     with _disk_errors(directory):
-        broken = {step: found for step in steps_in(directory / "checkpoints") if (found := damage(directory / "checkpoints" / str(step)))}
+        broken = {step: wrong for step in steps_in(kept) if (wrong := damage(kept / str(step)))}
     run = prepare(config.after_adaptation, lambda line: None, rundir.bucket_lengths(directory))
-    checkpoints = Checkpoints(directory / "checkpoints", higher_is_better=metric(run) != "loss", read_only=True)
+    checkpoints = Checkpoints(kept, higher_is_better=metric(run) != "loss", read_only=True)
     steps = checkpoints.steps()
     chosen = checkpoints.best_step() if step is None else step
     if chosen is None or chosen not in steps:

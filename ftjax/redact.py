@@ -1,4 +1,4 @@
-"""Secrets stay out of what is printed and kept: tokens of the hub, passwords in URLs, values of flags and variables named so."""
+"""Secrets stay out of what is printed and kept: the hub's tokens, passwords in URLs, values of flags and variables named so."""
 
 from __future__ import annotations
 

@@ -10,9 +10,10 @@ import pytest
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "experiments" / "tpu_vm"))
-import tpu  # noqa: E402
+import tpu
 
 RUN = ("--", "train", "--model", "m", "--train-file", "a b.csv", "--train-parameters", "regex:bias$", "--output", "runs/a")
+NEW = ["create", "scp", "ssh", "ssh", "ssh"]  # what a new VM takes
 WHERE = ("--name", "a", "--zone", "us-west4-a")
 
 
@@ -41,14 +42,19 @@ def test_the_run_starts_on_all_workers_with_its_arguments_as_they_were(capsys):
 
 def test_after_preemption_everything_is_made_anew_and_the_run_goes_on(capsys):
     found = dry(capsys, "resume", *WHERE, "--spot", "--bucket", "b", *RUN)
-    assert [found[i + 4] for i, word in enumerate(found) if word == "gcloud"] == ["delete", "create", "scp", "ssh", "ssh", "ssh"]
+    assert [found[i + 4] for i, word in enumerate(found) if word == "gcloud"] == [
+        "delete",
+        "create",
+        "scp",
+        "ssh",
+        "ssh",
+        "ssh",
+    ]
     assert shlex.split(found[found.index("--zone", found.index("ssh")) - 1])
     assert "--resume" in shlex.split(found[-3])
 
 
-@pytest.mark.parametrize(
-    "state, done", [("READY", ["ssh"]), ("PREEMPTED", ["delete", "create", "scp", *["ssh"] * 3]), ("", ["create", "scp", *["ssh"] * 3])]
-)
+@pytest.mark.parametrize("state, done", [("READY", ["ssh"]), ("PREEMPTED", ["delete", *NEW]), ("", NEW)])
 def test_what_resuming_does_depends_on_the_vm(monkeypatch, state, done):
     monkeypatch.setattr(tpu, "state_of", lambda options: state)
     options = tpu.parser().parse_args(["resume", *WHERE])
@@ -91,7 +97,11 @@ def test_scripts_are_taken_by_a_shell(capsys):
 
 @pytest.mark.parametrize(
     "topology, hosts, chips, accelerator",
-    [("v5e:2x4", 1, 8, "tpu-v5-lite-podslice"), ("v5e:4x4", 4, 4, "tpu-v5-lite-podslice"), ("v5p:2x2x2", 2, 4, "tpu-v5p-slice")],
+    [
+        ("v5e:2x4", 1, 8, "tpu-v5-lite-podslice"),
+        ("v5e:4x4", 4, 4, "tpu-v5-lite-podslice"),
+        ("v5p:2x2x2", 2, 4, "tpu-v5p-slice"),
+    ],
 )
 def test_a_manifest_has_a_pod_a_host_and_all_its_chips(capsys, topology, hosts, chips, accelerator):
     tpu.main(["gke", "--dry-run", "--name", "a", "--topology", topology, "--image", "i", "--bucket", "b", "--spot", *RUN])

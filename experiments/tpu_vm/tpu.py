@@ -4,8 +4,8 @@
     python experiments/tpu_vm/tpu.py setup  --name a --zone us-west4-a --bucket my-bucket
     python experiments/tpu_vm/tpu.py start  --name a --zone us-west4-a -- train --model ... --output /home/ftjax/bucket/runs/a
     python experiments/tpu_vm/tpu.py logs   --name a --zone us-west4-a
-    python experiments/tpu_vm/tpu.py resume --name a --zone us-west4-a --accelerator-type v5litepod-8 --spot --bucket my-bucket \\
-        -- train ...                                               # the VM was taken away: a new one goes on with the run
+    python experiments/tpu_vm/tpu.py resume --name a --zone us-west4-a --spot --bucket my-bucket -- train ...
+                                                                   # the VM was taken away: a new one goes on with the run
     python experiments/tpu_vm/tpu.py fetch  --name a --zone us-west4-a --bucket my-bucket runs/a
     python experiments/tpu_vm/tpu.py delete --name a --zone us-west4-a
     python experiments/tpu_vm/tpu.py slurm  --name a --nodes 2 -- train ...         # the same run as a SLURM job
@@ -38,9 +38,10 @@ CHIPS = {  # of ftjax plan: GKE's name of the accelerator, chips a host of a sli
     "v6e": ("tpu-v6e-slice", 4),
 }
 GCSFUSE = """
-echo "deb [signed-by=/usr/share/keyrings/cloud.google.asc] https://packages.cloud.google.com/apt gcsfuse-$(lsb_release -cs) main" \
+apt=https://packages.cloud.google.com/apt
+echo "deb [signed-by=/usr/share/keyrings/cloud.google.asc] $apt gcsfuse-$(lsb_release -cs) main" \
   | sudo tee /etc/apt/sources.list.d/gcsfuse.list > /dev/null
-curl -fsS https://packages.cloud.google.com/apt/doc/apt-key.gpg | sudo tee /usr/share/keyrings/cloud.google.asc > /dev/null
+curl -fsS $apt/doc/apt-key.gpg | sudo tee /usr/share/keyrings/cloud.google.asc > /dev/null
 sudo apt-get update -qq && sudo apt-get install -y -qq gcsfuse
 mkdir -p {place}
 systemctl is-active --quiet {unit} || sudo systemd-run --unit {unit} --collect --uid $(id -u) \
@@ -141,7 +142,7 @@ def state_of(options: argparse.Namespace) -> str:
 
 
 def slurm(options: argparse.Namespace) -> str:
-    """Submit a batch script: one task a node; SIGTERM two minutes before the end, and the job queues again once it has saved."""
+    """Submit a batch script: one task a node; SIGTERM two minutes before the end; the job queues again once it has saved."""
     more = "".join(f"#SBATCH {line}\n" for line in options.sbatch)
     command = [*options.command, *([] if "--resume" in options.command else ["--resume"])]
     return f"""#!/bin/bash

@@ -179,13 +179,12 @@ def parquet_table(path: Path) -> Table:
 
 def declared_classes(metadata: bytes | None) -> dict[str, tuple[str, ...]]:
     """The class names in what `datasets` writes into a parquet file: {"info": {"features": {COLUMN: {"names": [...]}}}}."""
-    info = json.loads(metadata or b"{}")
-    features = info.get("info", {}).get("features", {}) if isinstance(info, dict) and isinstance(info.get("info", {}), dict) else {}
-    if not isinstance(features, dict):
+    try:
+        features = dict(json.loads(metadata or b'{"info": {"features": {}}}')["info"]["features"])
+    except (KeyError, TypeError):
         return {}
-    kinds = {name: kind for name, kind in features.items() if isinstance(kind, dict) and kind.get("_type") == "ClassLabel"}
-    names = {name: kind.get("names") for name, kind in kinds.items()}
-    return {name: tuple(map(str, found)) for name, found in names.items() if isinstance(found, list)}
+    classes = {n: kind for n, kind in features.items() if isinstance(kind, dict) and kind.get("_type") == "ClassLabel"}
+    return {n: tuple(map(str, kind["names"])) for n, kind in classes.items() if isinstance(kind.get("names"), list)}
 
 
 def class_names(features: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
