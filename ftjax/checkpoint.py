@@ -138,7 +138,7 @@ class Checkpoints:
         """Write the digests: Orbax calls this when all else is written, before the directory gets its step's number."""
         for directory in self.directory.glob("*.orbax-checkpoint-tmp*"):
             digests = digest.of_directory(directory, (DIGESTS, *LATER))
-            (directory / DIGESTS).write_text(json.dumps(digests, indent=1) + "\n", encoding="utf-8")
+            (directory / DIGESTS).write_text(json.dumps(digests, indent=1), encoding="utf-8")
 
     def restore(self, step: int, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """(state, progress) of a step. `state` gives shapes, shardings and the frozen parameters.

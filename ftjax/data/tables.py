@@ -52,26 +52,31 @@ def load_tables(paths: Sequence[Path]) -> Table:
 def load_table(path: Path) -> Table:
     """All columns of a file. InputError for one that is missing, of no known kind, malformed or not UTF-8."""
     try:
-        kind = file_kind(path)
-        if path.stat().st_size == 0:
-            raise InputError(f"{shown(path)}: the file is empty.")
-        if kind == ".parquet":
-            return parquet_table(path)
-        # csv must see the line breaks inside quotes as they are; elsewhere any of \n, \r\n and \r ends a line.
-        with opened(path, "rt", encoding="utf-8-sig", newline="" if kind in SEPARATORS else None) as file:
-            if kind in SEPARATORS:
-                return csv_table(file, path, SEPARATORS[kind])
-            if kind in JSON:
-                return json_table(file.read(), path)
-            texts = [line.removesuffix("\n") for line in file]
-            return Table(["text"], {"text": texts}.__getitem__, len(texts))
+        try:
+            return _table(path)
+        except UnicodeDecodeError:
+            raise InputError(not_utf8(path)) from None
     except MemoryError:
         raise InputError(f"{shown(path)}: is larger than the memory there is.") from None
-    except UnicodeDecodeError:
-        raise InputError(not_utf8(path)) from None
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:  # all but the first: a damaged compressed file
         reason = getattr(error, "strerror", None) or one_line(error)
         raise InputError(f"{shown(path)}: cannot be read ({reason}).") from None
+
+
+def _table(path: Path) -> Table:
+    kind = file_kind(path)
+    if path.stat().st_size == 0:
+        raise InputError(f"{shown(path)}: the file is empty.")
+    if kind == ".parquet":
+        return parquet_table(path)
+    # csv must see the line breaks inside quotes as they are; elsewhere any of \n, \r\n and \r ends a line.
+    with opened(path, "rt", encoding="utf-8-sig", newline="" if kind in SEPARATORS else None) as file:
+        if kind in SEPARATORS:
+            return csv_table(file, path, SEPARATORS[kind])
+        if kind in JSON:
+            return json_table(file.read(), path)
+        texts = [line.removesuffix("\n") for line in file]
+        return Table(["text"], {"text": texts}.__getitem__, len(texts))
 
 
 def file_kind(path: Path) -> str:

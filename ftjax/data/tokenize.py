@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ftjax.data.files import Rows
-from ftjax.errors import InputError
+from ftjax.errors import InputError, refusing
 from ftjax.objectives import NO_LABEL
 from ftjax.pretrained import gguf
 
@@ -55,11 +55,8 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
         return _with_padding(gguf.tokenizer(directory))
     if not any((directory / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json")):
         raise InputError(f"{directory}: no tokenizer; expected tokenizer.json or vocab.txt beside config.json.")
-    try:
+    with refusing(f"{directory}: its tokenizer cannot be loaded"):
         tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # the library raises bare Exceptions for malformed files
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{directory}: its tokenizer cannot be loaded ({reason}).") from None
     if not tokenizer.is_fast:
         raise InputError(f"{directory}: needs tokenizer.json (a fast tokenizer); this one has none.")
     return _with_padding(tokenizer)
@@ -100,9 +97,9 @@ def encode(rows: Rows, tokenizer: PreTrainedTokenizerFast, labels: tuple[str, ..
     nothing = next((token for token in ends if token is not None), 0)
     for start in range(0, len(rows.texts), CHUNK):
         pairs = None if rows.pairs is None else rows.pairs[start : start + CHUNK]
-        encoded: Any = tokenizer(
-            rows.texts[start : start + CHUNK], pairs, truncation=True, max_length=max_length, return_token_type_ids=True
-        )
+        texts = rows.texts[start : start + CHUNK]
+        with refusing(f"{rows.source}: the model's tokenizer fails on its texts"):
+            encoded: Any = tokenizer(texts, pairs, truncation=True, max_length=max_length, return_token_type_ids=True)
         ids += [row or [nothing] for row in encoded["input_ids"]]
         types += [row or [0] for row in encoded["token_type_ids"]]
         truncated += sum(bool(encoding.overflowing) for encoding in encoded.encodings)

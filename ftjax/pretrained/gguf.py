@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ftjax.errors import InputError
+from ftjax.errors import InputError, refusing
 from ftjax.pretrained.tensors import Header, rows
 
 if TYPE_CHECKING:
@@ -311,12 +311,10 @@ def tokenizer(path: Path) -> PreTrainedTokenizerFast:
     if not (_texts(tokens) and _texts(merges) and isinstance(kinds, list) and len(kinds) == len(tokens)):
         raise InputError(f"{path}: its tokenizer lacks tokens or merges.")
     pairs = [tuple(merge.split(" ")) for merge in merges]
-    try:
+    with refusing(f"{path}: its tokenizer cannot be made"):
         made = Tokenizer(
             models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=pairs, ignore_merges=split == "llama-bpe")
         )
-    except Exception as error:  # the library raises bare Exceptions
-        raise InputError(f"{path}: its tokenizer cannot be made ({str(error).splitlines()[0]}).") from None
     made.pre_tokenizer, made.decoder = splits[split], decoders.ByteLevel()
     added = [
         AddedToken(token, special=kind == CONTROL, normalized=False)
