@@ -105,7 +105,7 @@ def _fit(
     config: TrainConfig, terminal: Terminal, run: Run, inputs: dict[str, digest.Digests], resuming: bool, start: float
 ) -> dict[str, Any]:
     """`fit` from the first write on."""
-    if not resuming:
+    if not resuming and jax.process_index() == 0:
         if (config.output / "config.json").exists():
             raise InputError(f"--output {config.output}: another run began there meanwhile; choose another directory.")
         with within(config.write_timeout, f"--output {config.output}"):
