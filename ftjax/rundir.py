@@ -59,7 +59,7 @@ def check(config: TrainConfig) -> bool:
     if (directory / LOCK).is_file():
         with (directory / LOCK).open("rb") as file:
             _lock(file.fileno(), directory)  # closing it lets go
-    if all(path.name == LOCK for path in directory.iterdir()):
+    if all(path.name in (LOCK, ".config.json.partial") for path in directory.iterdir()):  # cut short before it began
         return False
     if not (directory / "config.json").is_file():
         raise InputError(f"--output {directory}: not empty and not a run of ftjax; choose another directory.")

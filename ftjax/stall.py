@@ -18,6 +18,8 @@ def within(seconds: float, what: str) -> Iterator[None]:
     """
 
     def give_up() -> None:
+        if sys.stderr.isatty():
+            print("\033[?25h", end="", file=sys.stderr)  # a progress bar hides the cursor
         print(f"\nftjax: {what}: no answer from the file system for {seconds:g} s; {MEND}", file=sys.stderr, flush=True)
         os._exit(2)
 

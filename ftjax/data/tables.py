@@ -10,8 +10,10 @@ import bz2
 import csv
 import dataclasses
 import gzip
+import io
 import json
 import lzma
+import os
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
@@ -103,8 +105,43 @@ def known(path: Path) -> bool:
 
 
 def opened(path: Path, mode: str, **options: Any) -> IO[Any]:
-    """The file, unpacked if it is compressed."""
-    return OPENERS.get(path.suffix.lower(), open)(path, mode, **options)
+    """The file, unpacked if it is compressed; InputError once that becomes more than the memory could take."""
+    if path.suffix.lower() not in OPENERS:
+        return open(path, mode, **options)
+    unpacked = io.BufferedReader(_Limited(OPENERS[path.suffix.lower()](path, "rb"), path), 2**16)
+    return io.TextIOWrapper(unpacked, **options) if "t" in mode else unpacked
+
+
+def most_bytes() -> int:
+    """What a table may take: a quarter of the memory, since rows, tokens and more come to several times as much."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+
+
+def check_size(size: int, path: Path) -> None:
+    """InputError for more bytes than the memory could take: a small file can unpack to any number."""
+    if size > most_bytes():
+        raise InputError(f"{shown(path)}: unpacks to more than {most_bytes() / 1e9:.1f} GB, a quarter of the memory; split it.")
+
+
+class _Limited(io.RawIOBase):
+    """A stream that counts what is read of it."""
+
+    def __init__(self, stream: IO[bytes], path: Path) -> None:
+        self._stream, self._path, self._read = stream, path, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        part = self._stream.read(len(buffer))
+        self._read += len(part)
+        check_size(self._read, self._path)
+        buffer[: len(part)] = part
+        return len(part)
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
 
 
 def not_utf8(path: Path) -> str:
@@ -174,6 +211,9 @@ def parquet_table(path: Path) -> Table:
 
     try:
         with parquet.ParquetFile(path) as file:
+            groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+            # what a column says of its bytes may be that of a dictionary alone, so every cell counts too
+            check_size(sum(max(g.total_byte_size, 8 * g.num_rows * g.num_columns) for g in groups), path)
             table = file.read()
         table.validate(full=True)
         classes = declared_classes((table.schema.metadata or {}).get(b"huggingface"))
