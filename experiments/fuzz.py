@@ -331,6 +331,8 @@ def read_weights(directory: Path) -> None:
 
 def read_gguf(directory: Path) -> None:
     """Configuration, tensors and tokenizer of a GGUF file."""
+    from ftjax.data.files import Rows
+    from ftjax.data.tokenize import encode
     from ftjax.pretrained import gguf
     from ftjax.pretrained.load import read_config
     from ftjax.pretrained.tensors import read_whole
@@ -340,7 +342,7 @@ def read_gguf(directory: Path) -> None:
     opened = gguf.GgufWeights(path)
     for name in opened.headers:
         read_whole(opened, name)
-    gguf.tokenizer(path)("ab ab 1")
+    encode(Rows(["ab ab 1"], None, None, "rows"), gguf.tokenizer(path), (), 16)
 
 
 def read_tokenizer(directory: Path) -> None:
