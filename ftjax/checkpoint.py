@@ -3,8 +3,8 @@
 Frozen parameters are not written: they are in the model that the run started from. Data position is the step, since
 the order of the data is a function of (seed, epoch).
 
-Beside the files lies a list of their digests. Orbax finds a file that is missing and most that were cut short; a byte that
-another one has taken the place of, it restores as it is.
+Beside the files lies a list of their digests: Orbax notices files that are missing or cut short, but most bits that flip in
+an array's values it restores as they are.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def damage(directory: Path) -> str | None:
         return f"{DIGESTS} is damaged"
     if not isinstance(written, dict) or not written:
         return f"{DIGESTS} is damaged"
-    found = digest.of_directory(directory, (DIGESTS, *LATER))
+    found = digest.of_directory(directory, leave_out=(DIGESTS, *LATER))
     return next((f"{name} is {_how(name, found)}" for name in written if found.get(name) != written[name]), None)
 
 
@@ -137,7 +137,7 @@ class Checkpoints:
     def _seal(self) -> None:
         """Write the digests: Orbax calls this when all else is written, before the directory gets its step's number."""
         for directory in self.directory.glob("*.orbax-checkpoint-tmp*"):
-            digests = digest.of_directory(directory, (DIGESTS, *LATER))
+            digests = digest.of_directory(directory, leave_out=(DIGESTS, *LATER))
             (directory / DIGESTS).write_text(json.dumps(digests, indent=1), encoding="utf-8")
 
     def restore(self, step: int, state: TrainState) -> tuple[TrainState, dict[str, Any]]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ftjax.config import TrainConfig, flag
 from ftjax.errors import InputError
-from ftjax.pretrained.hub import model_directory
+from ftjax.pretrained import keras
+from ftjax.pretrained.hub import FILES, model_directory
 
 Digests = dict[str, str]
 """A file's name, as seen from a directory -> the SHA-256 of what it holds, in hexadecimal."""
@@ -22,9 +23,10 @@ def of_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def of_directory(directory: Path, leave_out: tuple[str, ...] = ()) -> Digests:
-    """Those of all files below a directory but for some names. Raises OSError where one cannot be read."""
-    files = sorted(path for path in directory.rglob("*") if path.name not in leave_out and path.is_file())
+def of_directory(directory: Path, patterns: Sequence[str] = ("**/*",), leave_out: tuple[str, ...] = ()) -> Digests:
+    """Those of the files below a directory that match a pattern, but for some names. OSError where one cannot be read."""
+    found = {path for pattern in patterns for path in directory.glob(pattern)}
+    files = sorted(path for path in found if path.name not in leave_out and path.is_file())
     return {path.relative_to(directory).as_posix(): of_file(path) for path in files}
 
 
@@ -40,7 +42,7 @@ def of_inputs(config: TrainConfig) -> dict[str, Digests]:
             if path.is_file():
                 found[name] = {path.name: of_file(path)}
             elif path.is_dir():
-                found[name] = of_directory(path)
+                found[name] = of_directory(path, (*FILES, keras.SINGLE) if name == "model" else ("**/*",))
     return found
 
 

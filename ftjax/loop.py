@@ -405,8 +405,10 @@ class Session:
         clock, seconds = Clock(), self.progress.seconds
         self.wait()
         best = self.progress.best_step or self.step
-        if best != self.step and best not in self.checkpoints.steps():
-            self.terminal.say(f"The best checkpoint, of step {best}, is lost; the model of the last step takes its place.")
+        if best != self.step and (wrong := damage(self.checkpoints.directory / str(best))):
+            self.terminal.say(
+                f"The best checkpoint, of step {best}, cannot be used ({wrong}); the last step's model takes its place."
+            )
             self.progress.best_scores = self.scores(self.run.data.eval, self.attach_eval)
             best = self.step
         if best != self.step:
