@@ -2,8 +2,8 @@
 
     python experiments/survive.py --kills 50                     # minutes; a tiny random model on made-up sentences
 
-The kills (SIGKILL) come after a random time of each process's training, first steps, saving and scoring included, so that
-some meet a checkpoint half written. No process may lose more than what it did since its last whole checkpoint.
+The kills (SIGKILL) come a random number of steps and a random moment after each start, in the middle of saving and scoring
+too, so that some meet a checkpoint half written. No process may lose more than what it did since its last whole checkpoint.
 """
 
 import argparse
@@ -104,14 +104,13 @@ def whole_step(output: Path) -> int:
 
 
 def kill(words: list[str], output: Path, rng: random.Random) -> str:
-    """Start the run, kill it a random time after its first new step, and say where it was. "done" where it was faster."""
-    before = whole_step(output)
+    """Start the run, kill it some steps and a moment later, and say where it was; "done" where it was faster."""
+    target = whole_step(output) + rng.randint(1, 8 * EVERY)
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
-        while process.poll() is None and logged_step(output) <= before:
+        while process.poll() is None and logged_step(output) < target:
             time.sleep(0.002)
-        wait = rng.choice((0.0, rng.uniform(0, 0.1), rng.uniform(0, 1.0)))
-        with_deadline = time.monotonic() + wait
-        while process.poll() is None and time.monotonic() < with_deadline:
+        moment = time.monotonic() + rng.choice((0.0, rng.uniform(0, 0.1), rng.uniform(0, 1.0)))
+        while process.poll() is None and time.monotonic() < moment:
             time.sleep(0.001)
         process.send_signal(signal.SIGKILL)
         _, stderr = process.communicate()
