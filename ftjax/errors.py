@@ -6,16 +6,21 @@ import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+LONGEST = 2000  # of a message, in characters
+
 
 class InputError(Exception):
     """A mistake in what the user gave.
 
     Its message is one line: what is wrong, where, and the mend; the command line prints it and exits 2. What a file brought
-    into it that is no plain character, such as a line's end or a terminal's escape, is spelled out.
+    into it that is no plain character, such as a line's end or a terminal's escape, is spelled out, and the middle of what
+    is very long is left out.
     """
 
     def __init__(self, message: object) -> None:
-        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(message)))
+        text = str(message)
+        text = text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 4 :]}"
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
 
 
 @contextmanager

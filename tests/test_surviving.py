@@ -368,6 +368,11 @@ def test_secrets_are_kept_out_of_what_is_written(monkeypatch, tmp_path, capsys):
     assert "pass" not in fail(capsys, "predict", "--model", "https://me:pass@example.org/model", "text")
 
 
+def test_what_a_file_brings_into_a_message_is_spelled_out():
+    assert str(InputError("a\nb\x1b[31m\u2028c é 😀")) == "a\\nb\\x1b[31m\\u2028c é 😀"
+    assert str(InputError("x" * 10**6 + " mend")).endswith(" mend") and len(str(InputError("x" * 10**6))) < 2000
+
+
 def test_a_link_out_of_a_models_directory_is_not_followed(tiny_bert, tmp_path, capsys):
     model = shutil.copytree(tiny_bert, tmp_path / "model")
     secret = tmp_path / "secret"
