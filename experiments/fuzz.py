@@ -15,6 +15,7 @@ import argparse
 import bz2
 import contextlib
 import dataclasses
+import functools
 import gzip
 import json
 import lzma
@@ -173,6 +174,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "d_ff": 24,
         "feed_forward_proj": "relu",
     },
+}
+NOTES = {  # what tells the task of a trained model
+    "architectures": ["BertForMaskedLM"],
+    "problem_type": None,
+    "ftjax_max_target_length": 32,
+    "ftjax_masking": {"mask_probability": 0.15, "mask_whole_words": False},
 }
 TEXTS = ["I love it", 'a "quoted", text', "dull", "", "übergroß 😀"]
 TABLE = [{"text": text, "label": number % 2, "pair": None} for number, text in enumerate(TEXTS)]
@@ -354,12 +361,15 @@ def read_tokenizer(directory: Path) -> None:
 
 
 def read_configuration(directory: Path) -> None:
-    """config.json and the model that it means, without weights."""
+    """config.json, the model that it means, without weights, and the task."""
+    from ftjax.config import TrainConfig
     from ftjax.models import build
     from ftjax.pretrained.load import read_config, saved_classifier, saved_labels
+    from ftjax.tasks import task_of_model
 
     config, raw, _ = read_config(directory)
     labels = saved_labels(raw)
+    task_of_model(raw).saved(TrainConfig(model="m", output=directory), raw, labels)
     if config.classifiers:
         saved_classifier(config, raw)
         build(config, num_labels=len(labels) or 2)
@@ -389,6 +399,36 @@ def read_rows(name: str) -> Callable[[Path], Any]:
         read_file(directory / name)
 
     return read
+
+
+def read_for(task: str, name: str) -> Callable[[Path], Any]:
+    """Rows of a file as a task reads and tokenises them."""
+
+    def read(directory: Path) -> None:
+        from ftjax.config import TrainConfig
+        from ftjax.tasks import task_class
+
+        settings = TrainConfig(model="m", output=directory, task=task)
+        wanted = task_class(task).of(settings)
+        rows = wanted.read_file(directory / name, settings)
+        if any(label is not None for label in rows.labels or ()):
+            wanted = wanted.fitted([rows], ())
+        wanted.encode(rows, tokenizer(), 32)
+
+    return read
+
+
+@functools.cache
+def tokenizer() -> Any:
+    """That of `tokenizer_json`."""
+    from ftjax.data.tokenize import load_tokenizer
+
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory, "tokenizer.json").write_bytes(tokenizer_json())
+        template = "{% for message in messages %}{{ message.role }}: {{ message.content }} [SEP]{% endfor %}"
+        Path(directory, "tokenizer_config.json").write_text(json.dumps(TOKENIZER_CONFIG | {"chat_template": template}))
+        Path(directory, "config.json").write_text(json.dumps({"model_type": "bert", **CONFIGS["bert"]}))
+        return load_tokenizer(Path(directory))
 
 
 def read_saved_run(directory: Path) -> None:
@@ -457,6 +497,35 @@ def run_files() -> dict[str, bytes]:
     }
 
 
+def of_tasks() -> Iterator[tuple[str, str, bytes]]:
+    """(task, name, content) of the files that tasks have formats of their own for."""
+    context = "Paris is the capital of France."
+    answers = [{"text": "Paris", "answer_start": 0}]
+    article = {
+        "title": "a",
+        "paragraphs": [{"context": context, "qas": [{"question": "Where?", "id": "1", "answers": answers}]}],
+    }
+    turns = [{"role": role, "content": "love it"} for role in ("system", "user", "assistant")]
+    lines: dict[str, list[Any]] = {
+        "token-classification": [{"tokens": ["EU", "rejects"], "tags": ["B-ORG", "O"]}, {"tokens": ["it"], "tags": ["O"]}],
+        "question-answering": [{"question": "Where?", "context": context, "answers": {"text": ["Paris"], "answer_start": [0]}}],
+        "dialogue": [{"messages": turns}, {"messages": turns[1:]}],
+        "multi-label": [{"text": "it", "label": ["a", "b"]}, {"text": "love", "label": []}],
+        "regression": [{"text": "it", "label": 0.5}, {"text": "love", "label": "2"}],
+        "seq2seq": [{"source": "it", "target": "love"}],
+    }
+    for task, rows in lines.items():
+        yield task, "rows.jsonl", "".join(json.dumps(row) + "\n" for row in 2 * rows).encode()
+    yield (
+        "question-answering",
+        "squad.json",
+        json.dumps({"version": "2", "data": [article]}).encode(),
+    )
+    yield "token-classification", "rows.conll", b"-DOCSTART- -X- O O\n\nEU NNP B-ORG\nrejects VBZ O\n\nPeter NNP B-PER\n"
+    yield "token-classification", "rows.txt", b"EU\tB-ORG\nrejects\tO\n\nPeter\tB-PER\n"
+    yield "causal-lm", "rows.txt", "\n".join(TEXTS).encode()
+
+
 def line_mutated(content: bytes, rng: random.Random) -> bytes:
     """A file of JSON lines, or one JSON, with one of its lines changed as JSON, or changed as any other file."""
     lines = content.splitlines(keepends=True)
@@ -492,7 +561,7 @@ def readers() -> dict[str, Reader]:
         "prefix": Reader({"rows.npy": written(npy_file)}, ("rows.npy",), read_prefix),
     }
     for kind, config in CONFIGS.items():
-        files = {"config.json": json.dumps({"model_type": kind, **config}).encode()}
+        files = {"config.json": json.dumps({"model_type": kind, **config, **NOTES}).encode()}
         found[f"config-{kind}"] = Reader(files, ("config.json",), read_configuration, share=0.3)
     csv = b'text,label\nI love it,1\n"a ""quoted"", text",0\n"two\nlines",1\n'
     rows = {
@@ -505,6 +574,8 @@ def readers() -> dict[str, Reader]:
     }
     for name, content in rows.items():
         found[name] = Reader({name: content}, (name,), read_rows(name), line_mutated, 0.7)
+    for task, name, content in of_tasks():
+        found[f"{task}-{name}"] = Reader({name: content}, (name,), read_for(task, name), line_mutated, 0.3)
     for suffix, packer in ((".gz", gzip), (".bz2", bz2), (".xz", lzma)):
         name, change = f"rows.csv{suffix}", repacked(packer.compress, packer.decompress)
         found[name] = Reader({name: packer.compress(csv)}, (name,), read_rows(name), change, 0.7)

@@ -26,11 +26,11 @@ import ftjax
 from ftjax import digest, machine, rundir
 from ftjax.checkpoint import Checkpoints, damage, drop_damaged, steps_in
 from ftjax.config import TrainConfig
-from ftjax.data.batches import batches
+from ftjax.data.files import Rows
 from ftjax.data.prefetch import prefetch
 from ftjax.data.tokenize import Examples
 from ftjax.errors import InputError, Stopped
-from ftjax.evaluation import all_logits, classification_metrics, predict_step, softmax
+from ftjax.evaluation import all_outputs
 from ftjax.parallel import Compiled, data_mesh
 from ftjax.partition import count
 from ftjax.prefix import Attach, FrozenPrefix, Limits, prefix_step, unchanged
@@ -141,8 +141,7 @@ class Session:
 
     def __init__(self, run: Run, terminal: Terminal, load_seconds: float, stopped: list[int]) -> None:
         self.run, self.config, self.terminal, self.stopped = run, run.config, terminal, stopped
-        self.metric = metric(run)
-        self.higher_is_better = self.metric != "loss"
+        self.metric, self.higher_is_better = run.metric, run.higher_is_better
         self.mesh = data_mesh()
         with self.disk():
             drop_damaged(self.config.output / "checkpoints", terminal.say)
@@ -204,7 +203,7 @@ class Session:
         stage, data, config = self.run.stages[self.stage], self.run.data, self.config
         self.train_step = self.run.train_program(self.mesh)
         self.eval_step = Compiled(eval_step, self.mesh, donate=False)
-        self.predict = Compiled(predict_step(stage.model), self.mesh, donate=False)
+        self.predict = Compiled(data.task.outputs(stage.model), self.mesh, donate=False)
         if self.prefix is not None:
             self.prefix.clean()
         self.prefix, self.attach_train, self.attach_eval, self.attach = None, unchanged, unchanged, unchanged
@@ -295,7 +294,7 @@ class Session:
     def batches(self, epoch: int, start: int) -> Iterator[dict[str, Any]]:
         """The training batches of an epoch from number `start` on, as the step takes them."""
         data, config = self.run.data, self.config
-        source = batches(
+        source = data.task.batches(
             data.train,
             data.buckets,
             config.batch_size,
@@ -362,7 +361,7 @@ class Session:
         """Score the evaluation rows and note whether that is the best so far; None without such rows."""
         if self.run.data.eval is None:
             return None
-        scores = self.scores(self.run.data.eval, self.attach_eval)
+        scores = self.scores(self.run.data.eval, self.run.data.eval_rows, self.attach_eval)
         with self.disk():
             self.log.write("eval", self.step, {"epoch": float(epoch), **scores})
         self.terminal.say(f"epoch {epoch}: " + "  ".join(f"{name} {value:.4f}" for name, value in scores.items()))
@@ -373,19 +372,22 @@ class Session:
         self.progress.worse = 0 if better else self.progress.worse + 1
         return value
 
-    def scores(self, examples: Examples, attach: Attach, predictions: Path | None = None) -> dict[str, float]:
+    def scores(
+        self, examples: Examples, rows: Rows | None, attach: Attach, predictions: Path | None = None
+    ) -> dict[str, float]:
         """Metrics of a data set with the current parameters; the self-supervised loss where training has no labels.
 
         predictions: where to write a line a row for the report.
         """
         data, size = self.run.data, self.config.batch_size
-        if data.labels and self.run.pretrained.labels:
-            logits = all_logits(self.predict, self.state.params, examples, data.buckets, size, data.pad_token_id, attach)
-            if predictions is not None and data.test_rows is not None:
-                rundir.write_predictions(predictions, data.test_rows.texts, examples.labels, softmax(logits), data.labels)
-            return classification_metrics(logits, examples.labels)
+        if self.run.supervised and rows is not None:
+            where = (data.buckets, size, data.pad_token_id, attach, data.task.batches)
+            outputs = all_outputs(self.predict, self.state.params, examples, *where)
+            if predictions is not None:
+                rundir.write_lines(predictions, data.task.told(outputs, rows, examples))
+            return data.task.scores(outputs, rows, examples)
         sums: dict[str, list[float]] = {}
-        for batch in batches(examples, data.buckets, size, pad_token_id=data.pad_token_id, seed=None):
+        for batch in data.task.batches(examples, data.buckets, size, pad_token_id=data.pad_token_id, seed=None):
             for name, pair in self.eval_step(self.state, batch).items():
                 old = sums.setdefault(name, [0.0, 0.0])
                 sums[name] = [old[0] + float(pair[0]), old[1] + float(pair[1])]
@@ -409,7 +411,7 @@ class Session:
             self.terminal.say(
                 f"The best checkpoint, of step {best}, cannot be used ({wrong}); the last step's model takes its place."
             )
-            self.progress.best_scores = self.scores(self.run.data.eval, self.attach_eval)
+            self.progress.best_scores = self.scores(self.run.data.eval, self.run.data.eval_rows, self.attach_eval)
             best = self.step
         if best != self.step:
             if (stage := self.run.stage_of(best)) != self.stage:
@@ -434,7 +436,7 @@ class Session:
         if data.eval is not None:
             result["eval"] = self.progress.best_scores
         if data.test is not None:
-            result["test"] = self.scores(data.test, self.attach, predictions=output / "predictions.jsonl")
+            result["test"] = self.scores(data.test, data.test_rows, self.attach, predictions=output / "predictions.jsonl")
         seconds["eval"] += clock.lap()
         with self.disk():
             save_pretrained(self.run.pretrained, {**self.run.pretrained.params, **self.state.trainable}, output / "model")
@@ -468,7 +470,7 @@ def export(checkpoint: Path, output: Path) -> None:
     with _disk_errors(directory):
         broken = {step: wrong for step in steps_in(kept) if (wrong := damage(kept / str(step)))}
     run = prepare(config.after_adaptation, lambda line: None, rundir.bucket_lengths(directory))
-    checkpoints = Checkpoints(kept, higher_is_better=metric(run) != "loss", read_only=True)
+    checkpoints = Checkpoints(kept, higher_is_better=run.higher_is_better, read_only=True)
     steps = checkpoints.steps()
     chosen = checkpoints.best_step() if step is None else step
     if chosen is None or chosen not in steps:
@@ -483,11 +485,6 @@ def export(checkpoint: Path, output: Path) -> None:
     state, _ = checkpoints.restore(chosen, run.state_of(run.stage_of(chosen)))
     with _disk_errors(output):
         save_pretrained(run.pretrained, {**run.pretrained.params, **state.trainable}, output)
-
-
-def metric(run: Run) -> str:
-    """What chooses the best epoch: --metric, or accuracy where classes are predicted, else the loss."""
-    return run.config.metric or ("accuracy" if run.pretrained.labels else "loss")
 
 
 def prefix_limits(config: TrainConfig) -> Limits:
