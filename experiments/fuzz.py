@@ -532,7 +532,7 @@ def line_mutated(content: bytes, rng: random.Random) -> bytes:
     if rng.random() < 0.5 or len(lines) < 2:
         return mutate(content, rng)
     at = rng.randrange(len(lines))
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RecursionError):
         lines[at] = of_json(lines[at], rng) + b"\n"
     return b"".join(lines)
 
