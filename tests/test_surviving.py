@@ -213,6 +213,15 @@ def test_damaged_and_lost_checkpoints_are_said_and_others_used(arguments, begun,
         np.testing.assert_array_equal(model_of(output)[name], value)
 
 
+def test_a_damaged_checkpoint_is_not_exported(reference, tmp_path, capsys):
+    output = shutil.copytree(reference, tmp_path / "run")
+    flip(largest(output / "checkpoints" / "8"))
+    line = fail(capsys, "export", "--checkpoint", output, "--output", tmp_path / "model")
+    assert "that of step 8 cannot be used (state/" in line and "whole are those of: 4." in line
+    main(["export", "--checkpoint", str(output / "checkpoints" / "4"), "--output", str(tmp_path / "model")])
+    assert (tmp_path / "model" / "config.json").is_file()
+
+
 @pytest.mark.parametrize("setting, flag", [("eval", "--eval-file"), ("model", "--model")])
 def test_a_file_that_changed_ends_the_resumed_run(arguments, begun, few_reviews, tiny_bert, tmp_path, capsys, setting, flag):
     output = shutil.copytree(begun, tmp_path / "run")
