@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import jax
 import numpy as np
 
@@ -31,15 +33,16 @@ def all_outputs(
     batch_size: int,
     pad_token_id: int,
     attach: Attach = unchanged,
+    make: Callable[..., Iterator[Batch]] = batches,
 ) -> list[np.ndarray]:
     """What the step gives for each example, in their order; the rows that only fill a batch are dropped.
 
     What is said of each token is as long as the example's batch was.
 
-    attach: puts what frozen layers make of a batch in the place of its tokens.
+    attach: puts what frozen layers make of a batch in the place of its tokens. make: the task's batches.
     """
     found: dict[int, np.ndarray] = {}
-    for batch in batches(examples, buckets, batch_size, pad_token_id=pad_token_id, seed=None):
+    for batch in make(examples, buckets, batch_size, pad_token_id=pad_token_id, seed=None):
         found |= dict(zip(batch["example_ids"].tolist(), np.asarray(step(params, attach(batch))), strict=True))
     return [found[row] for row in range(len(examples))]
 

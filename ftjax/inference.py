@@ -11,9 +11,14 @@ from ftjax.data.files import Rows
 from ftjax.data.tokenize import Examples, load_tokenizer
 from ftjax.errors import InputError
 from ftjax.evaluation import all_outputs
+from ftjax.generate import Sampling, generate, stop_tokens
+from ftjax.objective import Vocabulary
 from ftjax.parallel import Compiled, data_mesh, replicate
-from ftjax.pretrained import Pretrained, load_pretrained
-from ftjax.tasks import task_of_model
+from ftjax.pretrained import Pretrained, load_pretrained, merge
+from ftjax.pretrained.adapter import locate
+from ftjax.pretrained.hub import model_directory
+from ftjax.pretrained.load import read_config
+from ftjax.tasks import task_class, task_of_model
 from ftjax.tasks.task import Outputs, Task
 
 
@@ -32,23 +37,38 @@ class Predictor:
         cls,
         model: str | Path,
         *,
+        adapter: str | Path | None = None,
         max_length: int | None = None,
         batch_size: int = 32,
         precision: str = "float32",
         settings: Any = None,
     ) -> Predictor:
-        """settings: of the command, for the task. Raises InputError for a directory without a trained head."""
-        pretrained = load_pretrained(model, precision=precision)
-        if not pretrained.labels:
+        """settings: of the command, for the task; its `task` is that of a model whose config.json does not tell.
+
+        Raises InputError for a directory without a trained head, and for an adapter for another model.
+        """
+        base, adapter = locate(model, adapter)
+        directory = model_directory(base)
+        config, raw_config, _ = read_config(directory, adapter)
+        asked = getattr(settings, "task", None)
+        kind = task_class(asked) if asked else task_of_model(raw_config)
+        kind().suits(config, str(model))
+        heads = {} if kind.head in (None, "classifier") else {"labels": (), kind.head: True}
+        pretrained = merge(load_pretrained(base, adapter=adapter, precision=precision, **heads))
+        if kind.head == "classifier" and not pretrained.labels:
             raise InputError(f"{model}: has no trained classification head; train one with: ftjax train --model {model} ...")
+        if pretrained.new:
+            raise InputError(f"{model}: has no trained head for --task {kind.name}; train one: ftjax train --model {model} ...")
         longest = pretrained.model.config.max_length
         max_length = longest if max_length is None else max_length
         if not 8 <= max_length <= longest:
             raise InputError(f"--max-length {max_length}: must be from 8 to {longest}, the model's positions.")
         if batch_size < 1:
             raise InputError(f"--batch-size {batch_size}: must be at least 1.")
-        task = task_of_model(pretrained.raw_config).saved(settings, pretrained.raw_config, pretrained.labels)
-        return cls(task, pretrained, load_tokenizer(pretrained.directory), max_length, batch_size)
+        tokenizer = load_tokenizer(directory)
+        task = kind.saved(settings, raw_config, pretrained.labels)
+        task = task.with_vocabulary(Vocabulary.of(tokenizer, config.vocab_size))
+        return cls(task, pretrained, tokenizer, max_length, batch_size)
 
     def outputs(self, rows: Rows) -> tuple[Outputs, Examples]:
         """What the model says of every example that the rows make, and those."""
@@ -61,6 +81,7 @@ class Predictor:
             choose_buckets(examples.lengths),
             -(-self.batch_size // mesh.size) * mesh.size,
             self.tokenizer.pad_token_id or 0,
+            make=self.task.batches,
         )
         return outputs, examples
 
@@ -72,7 +93,13 @@ class Predictor:
         outputs, examples = self.outputs(rows)
         return {**self.task.scores(outputs, rows, examples), "examples": labeled}
 
-    def predict(self, rows: Rows) -> list[dict[str, Any]]:
-        """For every row {"text", "prediction", ...}, see the task."""
+    def predict(self, rows: Rows, *, max_new_tokens: int = 128) -> list[dict[str, Any]]:
+        """For every row {"text", "prediction", ...}, see the task; of a task that writes, how the row goes on."""
+        if self.task.writes:
+            model, params, prompts = self.pretrained.model, self.pretrained.params, self.task.prompts(rows, self.tokenizer)
+            sampling = Sampling(max_new_tokens, stop=stop_tokens(self.pretrained, self.tokenizer))
+            found = generate(model, params, prompts, sampling, batch_size=self.batch_size)
+            texts = (self.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in found)
+            return [{"text": text, "prediction": written} for text, written in zip(rows.texts, texts, strict=True)]
         outputs, examples = self.outputs(rows)
         return self.task.predictions(outputs, rows, examples)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -17,12 +18,12 @@ from ftjax.data.tokenize import Examples, join, load_tokenizer
 from ftjax.errors import InputError
 from ftjax.models import Params
 from ftjax.objective import Vocabulary, objective
-from ftjax.objectives.masked_lm import wordpiece_continuations
 from ftjax.optimizer import carry_over
 from ftjax.parallel import Compiled, check_batch_size, data_mesh, data_parallel, place
+from ftjax.pretrained.adapter import check_adapter, locate
 from ftjax.pretrained.hub import model_directory
-from ftjax.pretrained.load import Pretrained, load_pretrained, read_config, refuse_seq2seq, saved_labels
-from ftjax.stages import Stage, choose_lora, memory, new_heads, stages_of
+from ftjax.pretrained.load import Pretrained, load_pretrained, read_config, saved_labels
+from ftjax.stages import Stage, adapt, memory, new_heads, stages_of
 from ftjax.step import TrainState, create_state, update
 from ftjax.tasks import task_class
 from ftjax.tasks.task import Head, Task
@@ -64,7 +65,7 @@ class Data:
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Updates an epoch; the last may have fewer rows."""
-        rows = (~self.train.labeled).sum() if self.labeled_rows else len(self.train)
+        rows = (~self.train.labeled).sum() if self.labeled_rows else self.task.rows_per_epoch(self.train)
         return int(-(-rows // (batch_size - self.labeled_rows)))
 
 
@@ -92,11 +93,11 @@ def read_rows(config: TrainConfig, task: Task) -> tuple[list[Rows], Rows | None,
 def prepare_data(config: TrainConfig, say: Say, buckets: tuple[int, ...] = ()) -> Data:
     """Read and tokenise; InputError for rows that training cannot use. buckets: () where they are still to be chosen."""
     directory = model_directory(config.model)
-    model_config, raw_config, _ = read_config(directory)
-    refuse_seq2seq(model_config, config.model)
+    model_config, raw_config, _ = read_config(directory, config.adapter and Path(config.adapter))
     if config.max_length > model_config.max_length:
         raise InputError(f"--max-length {config.max_length} is longer than the model's {model_config.max_length} positions.")
     task = task_class(config.task).of(config)
+    task.suits(model_config, config.model)
     train_rows, eval_rows, test_rows = read_rows(config, task)
     if config.labels_per_class:
         train_rows = task.keep_labels(train_rows, config.labels_per_class, config.seed)
@@ -119,6 +120,8 @@ def prepare_data(config: TrainConfig, say: Say, buckets: tuple[int, ...] = ()) -
             raise InputError(f"{rows.source}: no row has a label to score; its label column is {column!r}.")
 
     tokenizer = load_tokenizer(directory)
+    vocabulary = Vocabulary.of(tokenizer, model_config.vocab_size)
+    task = task.with_vocabulary(vocabulary)
     encoded = [task.encode(rows, tokenizer, config.max_length) for rows in train_rows]
     train = encoded[0] if len(encoded) == 1 else join(*encoded)
     held_out = [rows and task.encode(rows, tokenizer, config.max_length) for rows in (eval_rows, test_rows)]
@@ -147,14 +150,7 @@ def prepare_data(config: TrainConfig, say: Say, buckets: tuple[int, ...] = ()) -
         eval_rows=eval_rows,
         test_rows=test_rows,
         buckets=buckets,
-        vocabulary=Vocabulary(
-            pad_token_id=tokenizer.pad_token_id or 0,
-            mask_token_id=tokenizer.mask_token_id,
-            special_ids=tuple(sorted(tokenizer.all_special_ids)),
-            continuations=wordpiece_continuations(
-                tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))), model_config.vocab_size
-            ),
-        ),
+        vocabulary=vocabulary,
         labeled_rows=labeled_rows,
     )
 
@@ -185,6 +181,8 @@ def buckets_for(config: TrainConfig, data: Data, stage: Stage) -> tuple[int, ...
     once = 1 if config.prefix_cache != "off" and config.epochs > 1 else config.epochs
     uses = [3 * config.epochs * trained + once * frozen, config.epochs * trained + once * frozen, sizes.num_hidden_layers]
     parts = [(e.lengths, use) for e, use in zip((data.train, data.eval, data.test), uses, strict=True) if e is not None]
+    if data.task.packed and len(parts) > 1:  # what is learnt from has one length
+        del parts[0]
     speed = 3e11 if jax.default_backend() == "cpu" else 1e14 * jax.device_count()
     layer = 4 * sizes.hidden_size**2 + 2 * sizes.hidden_size * sizes.intermediate_size
     compiling = 0.8 * sizes.num_hidden_layers * speed / (2 * layer)
@@ -201,7 +199,7 @@ def heads(config: TrainConfig, task: Task) -> set[Head]:
     names = [name for name, weight in config.losses if not weight.is_zero]
     found: set[Head] = {head for head in ("masked_lm", "causal_lm") if head.replace("_", "-") in names}
     if config.supervised_weight or any(name in CLASS_LOSSES for name in names):
-        found.add(task.head)
+        found |= {task.head} - {None}
     return found
 
 
@@ -215,6 +213,7 @@ def prepare_model(config: TrainConfig, data: Data) -> Pretrained:
         raise InputError(f"--scan-layers: {config.model} is no decoder; only the layers of decoders run as a loop.")
     pretrained = load_pretrained(
         config.model,
+        adapter=config.adapter,
         labels=task.labels if "classifier" in needed else (),
         classifier=task.classifier or config.classifier,
         masked_lm="masked_lm" in needed,
@@ -223,6 +222,7 @@ def prepare_model(config: TrainConfig, data: Data) -> Pretrained:
         precision=config.precision,
         dropout=config.dropout,
         seed=config.seed,
+        from_scratch=config.from_scratch,
     )
     told = task.notes()
     if causal and pretrained.raw_config.get("pad_token_id") is None:  # transformers' classifiers find the last token by it
@@ -256,6 +256,7 @@ class Run:
             microbatches=self.config.gradient_accumulation,
             precision=self.config.precision,
             teacher_decay=self.config.teacher_decay,
+            skip_nonfinite=self.config.nonfinite == "skip",
         )
 
     def state_of(self, number: int, before: TrainState | None = None) -> TrainState:
@@ -276,7 +277,8 @@ class Run:
     @property
     def supervised(self) -> bool:
         """Whether there are labels and the head that predicts them, so that the task's metrics can be had."""
-        return self.data.labeled and self.data.task.head in heads(self.config, self.data.task)
+        head, needed = self.data.task.head, heads(self.config, self.data.task)
+        return self.data.labeled and (bool(self.config.supervised_weight) if head is None else head in needed)
 
     @property
     def metric(self) -> str:
@@ -306,29 +308,33 @@ def prepare(config: TrainConfig, say: Say, buckets: tuple[int, ...] = ()) -> Run
     """
     config.check()
     check_batch_size(config.batch_size, config.gradient_accumulation, data_mesh())
+    base, adapter = locate(config.model, config.adapter)
+    config = dataclasses.replace(config, model=str(base), adapter=adapter and str(adapter))
     data = prepare_data(config, say, buckets)
     return assemble(config, data, prepare_model(config, data), say)
 
 
 def assemble(config: TrainConfig, data: Data, pretrained: Pretrained, say: Say) -> Run:
     """The run of a model on data: what trains when, towards what. Parameters may be shapes without values."""
-    pretrained = choose_lora(
-        pretrained,
-        [spec for _, spec in config.stages],
-        alpha=config.lora_alpha,
-        targets=config.lora_targets,
-        seed=config.seed,
-    )
+    pretrained = adapt(pretrained, [spec for _, spec in config.stages], config, seed=config.seed)
     per_epoch = data.steps_per_epoch(config.batch_size)
     terms = functools.partial(
         objective, config, data.task, data.vocabulary, labeled=data.labeled, steps=config.epochs * per_epoch
     )
     stages = stages_of(config, pretrained, terms, per_epoch)
+    if config.export_format == "adapter":
+        trained = {name for stage in stages for name, label in stage.labels.items() if label == "trained"}
+        check_adapter(pretrained.model, trained | {*pretrained.adapted})
     data = data if data.buckets else dataclasses.replace(data, buckets=buckets_for(config, data, stages[0]))
-    if new := new_heads(pretrained):
+    if config.from_scratch:
+        say(f"All parameters are new: {config.model} gives the configuration and the tokenizer alone.")
+    elif new := new_heads(pretrained):
         say(f"Not in the checkpoint, initialised and trained: {', '.join(new)}")
     if (lora := pretrained.model.lora) is not None:
-        say(f"LoRA of rank {lora.rank}, scale {lora.scale:g}, beside {len(lora.modules)} kernels.")
+        kind = "DoRA" if lora.dora else "LoRA"
+        say(f"{kind} of rank {lora.rank}, scale {lora.scale:g}, beside {len(lora.modules)} kernels.")
+    if in_4bit := pretrained.model.in_4bit:
+        say(f"{len(in_4bit)} frozen kernels are kept in 4 bits.")
     for stage in stages:
         when = f"From step {stage.from_step} on: t" if stage.from_step else "T"
         say(f"{when}raining {memory(pretrained.model, stage.labels).line(stage.spec)}")

@@ -23,7 +23,7 @@ from ftjax.parallel import DATA, shardings
 from ftjax.prefix import attached
 from ftjax.prepare import Data, Run, assemble, heads
 from ftjax.pretrained.hub import model_directory
-from ftjax.pretrained.load import Pretrained, read_config, saved_labels, unnamed
+from ftjax.pretrained.load import Pretrained, read_config, refuse_seq2seq, saved_labels, unnamed
 from ftjax.step import TrainState
 from ftjax.tasks import task_class
 
@@ -44,7 +44,12 @@ def bare_run(config: StepConfig, train: Examples, say: Callable[[str], None]) ->
     labels = unnamed(task.num_labels or 0) or saved_labels(read_config(source)[1]) or unnamed(config.num_labels)
     if config.dropout is not None:
         model_config = model_config.with_dropout(config.dropout)
-    task = dataclasses.replace(task, labels=labels)
+    continuations = b"\0\1".ljust(model_config.vocab_size, b"\0")  # some piece goes on with a word
+    vocabulary = Vocabulary(0, min(MASK_TOKEN_ID, model_config.vocab_size - 1), SPECIAL_IDS, continuations)
+    task = dataclasses.replace(task, labels=labels).with_vocabulary(vocabulary)
+    refuse_seq2seq(model_config, config.model)
+    if task.head is None:
+        raise InputError(f"--task {config.task}: its step has no plan and no benchmark yet.")
     needed = heads(config, task)
     classes = "classifier" in needed
     kind = task.classifier or config.classifier or model_config.own_classifier
@@ -57,7 +62,6 @@ def bare_run(config: StepConfig, train: Examples, say: Callable[[str], None]) ->
         scan=config.scan_layers,
         precision=config.precision,
     )
-    continuations = b"\0\1".ljust(model_config.vocab_size, b"\0")  # some piece goes on with a word
     data = Data(
         task=task,
         train=task.made_up(train),
@@ -66,7 +70,7 @@ def bare_run(config: StepConfig, train: Examples, say: Callable[[str], None]) ->
         eval_rows=None,
         test_rows=None,
         buckets=(config.max_length,),
-        vocabulary=Vocabulary(0, min(MASK_TOKEN_ID, model_config.vocab_size - 1), SPECIAL_IDS, continuations),
+        vocabulary=vocabulary,
         labeled_rows=0,
     )
     pretrained = Pretrained(

@@ -257,8 +257,8 @@ def _time(runs: Sequence[RunRecord]) -> Html:
 
 
 def _settings(runs: Sequence[RunRecord]) -> Html:
-    """Every key of config.json but the command, which has a section of its own. What is null was not set."""
-    keys = list(dict.fromkeys(key for run in runs for key in run.config if key != "command"))
+    """Every key of config.json but the command, which has a section of its own, and digests. What is null was not set."""
+    keys = list(dict.fromkeys(key for run in runs for key in run.config if key not in ("command", "files")))
     values = {key: [_say(run.config.get(key)) for run in runs] for key in keys}
     shared = [[key, said[0]] for key, said in values.items() if len(set(said)) == 1 and said[0]]
     differing = [[key, *(text or MISSING for text in said)] for key, said in values.items() if len(set(said)) > 1]

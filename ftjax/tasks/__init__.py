@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ftjax.tasks.task import Task
 
-TASKS = ("classification", "multi-label", "regression", "token-classification", "question-answering")
+TASKS = (
+    *("classification", "multi-label", "regression", "token-classification", "question-answering"),
+    *("dialogue", "seq2seq", "masked-lm", "causal-lm"),
+)
 """--task. The task `token-classification` is `TASK` of the module `token_classification`."""
 
 

@@ -6,23 +6,27 @@ A task is a value that says things and does nothing: what reads and writes asks 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import jax
 import numpy as np
 
+from ftjax.data.batches import batches
 from ftjax.data.files import Reader, Rows, read_dataset, read_file
 from ftjax.data.tokenize import Examples
 from ftjax.errors import InputError
 from ftjax.evaluation import predict_step
 from ftjax.models import Model, Params
-from ftjax.models.body import Classifier
+from ftjax.models.body import Classifier, Config
 from ftjax.objectives import Batch, Loss
+from ftjax.pretrained.load import refuse_seq2seq
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+    from ftjax.objective import Vocabulary
 
 Outputs = list[np.ndarray]
 """What the model says of each example, in their order. What it says of tokens is as long as the example's batch was."""
@@ -55,14 +59,18 @@ class Task:
     """The scores of a data set, by their keys. The first chooses the best epoch and compares runs."""
     reader: ClassVar[Reader] = Reader()
     """The usual columns, and what becomes of their cells: `Rows.texts`, `pairs` and `labels`."""
-    head: ClassVar[Head] = "classifier"
-    """Which of the model's heads the loss reads."""
+    head: ClassVar[Head | None] = "classifier"
+    """Which of the model's heads the loss reads; None where the model has none to choose."""
     classifier: ClassVar[Classifier | None] = None
     """The kind of classifier; None where --classifier or the architecture decides."""
     num_labels: ClassVar[int | None] = None
     """How many outputs the classifier has, where that does not depend on the rows."""
     problem_type: ClassVar[str | None] = None
     """config.json's `problem_type`, from which transformers' classifiers know their loss."""
+    packed: ClassVar[bool] = False
+    """Whether several examples share a row to learn from, so that only those that are scored have lengths of their own."""
+    writes: ClassVar[bool] = False
+    """Whether what a trained model predicts is how a text goes on: `prompts`."""
     row_classes: ClassVar[bool] = False
     """Whether a row is of one of the classes: what losses about classes and the report's confusion matrix need."""
 
@@ -109,6 +117,10 @@ class Task:
         """The rows as they are; InputError, naming the row, where one contradicts itself."""
         return rows
 
+    def asked(self, texts: Sequence[str]) -> Rows:
+        """Texts to predict for that are in no file."""
+        return self.checked(Rows(list(texts), None, None, "the texts given"))
+
     def keep_labels(self, rows: Sequence[Rows], number: int, seed: int) -> list[Rows]:
         """The rows with the labels of `number` rows a class left, drawn by the seed."""
         raise InputError(f"--labels-per-class {number}: --task {self.name} has no classes to draw rows of.")
@@ -122,8 +134,28 @@ class Task:
 
     # Tokens, model, loss
 
+    def suits(self, config: Config, source: str) -> None:
+        """InputError for an architecture that cannot do the task."""
+        refuse_seq2seq(config, source)
+
+    def with_vocabulary(self, vocabulary: Vocabulary) -> Self:
+        """The task with what it must know of the tokenizer; called before anything is encoded."""
+        return self
+
     def encode(self, rows: Rows, tokenizer: PreTrainedTokenizerFast, max_length: int) -> Examples:
         """Tokens and targets of the rows. InputError, naming the row, for a target that the task does not know."""
+        raise NotImplementedError
+
+    def rows_per_epoch(self, examples: Examples) -> int:
+        """How many rows of batches the examples make."""
+        return len(examples)
+
+    def batches(self, examples: Examples, buckets: tuple[int, ...], batch_size: int, **where: Any) -> Iterator[dict[str, Any]]:
+        """The batches of an epoch; the arguments are those of `ftjax.data.batches.batches`."""
+        return batches(examples, buckets, batch_size, **where)
+
+    def prompts(self, rows: Rows, tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
+        """The tokens after which the model goes on writing, where the task `writes`."""
         raise NotImplementedError
 
     def made_up(self, examples: Examples) -> Examples:
