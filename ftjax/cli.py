@@ -16,6 +16,7 @@ import tyro
 from ftjax.config import BenchmarkConfig, CompareConfig, ExportFormat, Parameters, PlanConfig, TaskName, TrainConfig
 from ftjax.errors import InputError, Stopped
 from ftjax.launch import keep_programs, with_huge_pages
+from ftjax.redact import redact
 from ftjax.zero_shot.config import ZeroShotConfig
 
 
@@ -445,7 +446,7 @@ def _main(arguments: list[str] | None) -> None:
     try:
         run(command)
     except InputError as error:
-        print(f"ftjax: {error}", file=sys.stderr)
+        print(f"ftjax: {redact(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
     except Stopped as stopped:
         print(f"ftjax: {stopped}", file=sys.stderr)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
+import types
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -38,6 +40,8 @@ CLASS_LOSSES = ("consistency", "pseudo-label", "entropy")
 """Those that are about the classes predicted."""
 LABEL_LOSSES = ("label-pairs",)
 """Those that are about the labels given."""
+
+MOST_SECONDS = 1e6  # what a timer takes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,6 +217,10 @@ class TrainConfig:
     """Steps between lines of metrics.jsonl."""
     save_every: int | None = None
     """Steps between checkpoints, besides one at the end of every epoch."""
+    nonfinite: Literal["stop", "skip"] = "stop"
+    """A loss or gradient that is not finite: stop the run, or skip that step's update and count it."""
+    write_timeout: float = 1800.0
+    """Seconds that a write to --output may take before the run gives up: a file system that does not answer."""
 
     def check_data(self) -> None:
         """Raise InputError unless it is clear where the rows come from."""
@@ -238,6 +246,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise InputError(f"{flag(name)} {value}: must be 0 or a positive number.")
+        if not 0 < self.write_timeout <= MOST_SECONDS:
+            raise InputError(f"--write-timeout {self.write_timeout}: must be a positive number of seconds, such as 1800.")
         for name in ("dropout", "lora_dropout"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
@@ -371,15 +381,39 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> TrainConfig:
-        """The settings of a run from its config.json; keys that are no setting are left aside."""
-        fields = {f.name: f for f in dataclasses.fields(TrainConfig) if f.name in saved}
-        paths = {name for name, field in fields.items() if "Path" in str(field.type)}
-        values = {n: Path(saved[n]) if n in paths and saved[n] is not None else saved[n] for n in fields}
-        return TrainConfig(**{n: tuple(value) if isinstance(value, list) else value for n, value in values.items()})
+        """The settings of a run from its config.json; keys that are no setting are left aside.
+
+        Raises InputError for a value that the setting cannot have, and where one is missing that has no default.
+        """
+        values: dict[str, Any] = {}
+        for name, kind in typing.get_type_hints(TrainConfig).items():
+            if name in saved:
+                if not _is_of(saved[name], kind):
+                    raise InputError(f"config.json of the run: {name} is {str(saved[name])[:100]!r}, which it cannot be.")
+                value = saved[name]
+                path = isinstance(value, str) and (kind is Path or Path in typing.get_args(kind))
+                values[name] = Path(value) if path else tuple(value) if isinstance(value, list) else value
+        if missing := {"model", "output"} - values.keys():
+            raise InputError(f"config.json of the run: lacks {min(missing)}.")
+        return TrainConfig(**values)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, paths as strings."""
         return {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(self).items()}
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Whether a JSON value can be one of a field's type."""
+    origin, inside = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return any(_is_of(value, each) for each in inside)
+    if origin is Literal:
+        return value in inside
+    if origin is tuple:
+        return isinstance(value, list | tuple) and all(_is_of(each, inside[0]) for each in value)
+    if kind in (int, float):
+        return isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    return isinstance(value, str if kind is Path else kind)
 
 
 SELF_SUPERVISED = (
@@ -488,6 +522,7 @@ class StepConfig(TrainConfig):
     buckets: Annotated[int | None, Hidden] = None
     log_every: Annotated[int, Hidden] = 10
     save_every: Annotated[int | None, Hidden] = None
+    write_timeout: Annotated[float, Hidden] = 1800.0
     num_labels: int = 2
     """Classes of the head, where --model names none."""
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ftjax.data.tokenize import load_tokenizer
-from ftjax.errors import InputError
+from ftjax.errors import InputError, refusing
 from ftjax.models import SEQ2SEQ, Model, Params
 from ftjax.models.decoder import Cache
 from ftjax.models.t5 import T5, T5Config
@@ -256,7 +256,8 @@ class TextGenerator:
 
     def encode(self, text: str) -> list[int]:
         """A prompt's tokens, with what the tokenizer puts before every text."""
-        return self.tokenizer(text)["input_ids"]
+        with refusing(f"{self.pretrained.directory}: its tokenizer fails on the prompt"):
+            return self.tokenizer(text)["input_ids"]
 
     def chat_prompt(self, messages: list[dict[str, str]]) -> list[int]:
         """The tokens of a conversation up to where the assistant speaks; InputError without a chat template."""
@@ -267,7 +268,8 @@ class TextGenerator:
         except Exception as error:  # the template is a program of the model's; it raises what it likes
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InputError(f"{self.pretrained.directory}: its chat template failed ({reason}).") from None
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        with refusing(f"{self.pretrained.directory}: its tokenizer fails on the prompt"):
+            return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of new tokens."""

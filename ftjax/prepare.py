@@ -256,6 +256,7 @@ class Run:
             microbatches=self.config.gradient_accumulation,
             precision=self.config.precision,
             teacher_decay=self.config.teacher_decay,
+            skip_nonfinite=self.config.nonfinite == "skip",
         )
 
     def state_of(self, number: int, before: TrainState | None = None) -> TrainState:

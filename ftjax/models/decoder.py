@@ -119,8 +119,6 @@ class DecoderConfig(Config):
             )
         if min(self.key_value_heads, self.head_size) < 1:
             raise InputError(f"{source}: numbers of heads and the size of a head must be positive.")
-        if not 1 <= self.num_hidden_layers <= 1000:
-            raise InputError(f"{source}: {self.num_hidden_layers} layers; must be from 1 to 1000.")
         if self.num_attention_heads % self.key_value_heads:
             raise InputError(
                 f"{source}: num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_heads "

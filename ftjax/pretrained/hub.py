@@ -15,13 +15,32 @@ KERAS = ["tf_model.h5", "tf_model.h5.index.json"]
 """What is downloaded besides where there are no safetensors."""
 
 
+def refuse_links(directory: Path) -> None:
+    """InputError for a link that leads out of a model's directory: an export copies files, and would give away what is there.
+
+    Weights may be linked from elsewhere, as only tensors of them are read; so may what the hub's library links to its own
+    store beside the directory.
+    """
+    inside = [directory.resolve()]
+    if directory.parent.name == "snapshots":
+        inside.append((directory.parent.parent / "blobs").resolve())
+    for path in sorted(directory.iterdir()):
+        if path.is_symlink() and path.suffix not in (".safetensors", ".h5"):
+            target = path.resolve()
+            if not any(target.is_relative_to(place) for place in inside):
+                raise InputError(f"{path}: a link to {target}, outside the model's directory; put a copy there instead.")
+
+
 def model_directory(name_or_directory: str | Path) -> Path:
     """An existing directory or .gguf file as it is, else a hub id (`name` or `owner/name`, `@revision` after it) downloaded.
 
     Raises InputError where it is neither, or the hub cannot be reached.
     """
     path = Path(name_or_directory).expanduser()
-    if path.is_dir() or is_gguf(path):
+    if path.is_dir():
+        refuse_links(path)
+        return path
+    if is_gguf(path):
         return path
     text = str(name_or_directory)
     if path.exists():

@@ -40,6 +40,8 @@ from ftjax.pretrained.names.table import SPANS, TOKENS
 from ftjax.pretrained.tensors import INDEX, SINGLE, Parts, SafeTensors, Weights, read_json, safetensors_files
 
 FLOATS = (np.dtype("float32"), np.dtype("float16"), np.dtype("float64"), np.dtype(ml_dtypes.bfloat16))
+NOTES = {"architectures": list, "problem_type": str, "ftjax_task": str, "ftjax_masking": dict, "ftjax_max_target_length": int}
+"""What tells the task of a trained model in config.json -> its type."""
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "model.bin", "model.ckpt", "flax_model.msgpack")
 
 
@@ -83,6 +85,11 @@ def read_config(directory: Path | str, adapter: Path | None = None) -> tuple[Con
     else:
         source = directory if gguf.is_gguf(directory) else directory / "config.json"
         raw = gguf.raw_config(source) if gguf.is_gguf(source) else read_json(source)
+    for name, kind in NOTES.items():
+        if not isinstance(value := raw.get(name), kind | None):
+            raise InputError(f"{source}: {name} is {value!r}, which is no {kind.__name__}.")
+    if not all(isinstance(name, str) for name in raw.get("architectures") or ()):
+        raise InputError(f"{source}: architectures is {raw['architectures']!r}, not a list of names.")
     model_type = raw.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIGS:
         near = did_you_mean(str(model_type), CONFIGS)
