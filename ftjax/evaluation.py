@@ -10,8 +10,9 @@ from ftjax.data.tokenize import Examples
 from ftjax.models import Model, Params
 from ftjax.objectives import Batch
 from ftjax.objectives.classification import class_logits
-from ftjax.parallel import Compiled
+from ftjax.parallel import Compiled, shard_batch
 from ftjax.prefix import Attach, unchanged
+from ftjax.processes import fetch
 
 
 def predict_step(model: Model):  # noqa: ANN201 (the returned step is described below)
@@ -31,15 +32,18 @@ def all_logits(
     batch_size: int,
     pad_token_id: int,
     attach: Attach = unchanged,
+    part: slice | None = None,
 ) -> np.ndarray:
     """float32 (rows, classes) in the order of the rows; the rows that only fill a batch are dropped.
 
-    attach: puts what frozen layers make of a batch in the place of its tokens.
+    attach: puts what frozen layers make of a batch in the place of its tokens. part: the rows of a batch that this process
+    makes; every process gets all logits.
     """
     found: list[tuple[np.ndarray, np.ndarray]] = []
-    for batch in batches(examples, buckets, batch_size, pad_token_id=pad_token_id, seed=None):
-        real = batch["example_ids"] >= 0
-        found.append((batch["example_ids"][real], np.asarray(step(params, attach(batch)))[real]))
+    for batch in batches(examples, buckets, batch_size, pad_token_id=pad_token_id, seed=None, part=part):
+        placed = shard_batch(attach(batch), step.mesh)
+        rows, logits = fetch(placed["example_ids"]), fetch(step(params, placed))
+        found.append((rows[rows >= 0], logits[rows >= 0]))
     rows, logits = (np.concatenate(part) for part in zip(*found, strict=True))
     return logits[np.argsort(rows)]
 

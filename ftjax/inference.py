@@ -14,8 +14,9 @@ from ftjax.data.files import Rows
 from ftjax.data.tokenize import encode, load_tokenizer
 from ftjax.errors import InputError
 from ftjax.evaluation import all_logits, classification_metrics, predict_step, softmax
-from ftjax.parallel import Compiled, data_mesh, replicate
+from ftjax.parallel import Compiled, replicate
 from ftjax.pretrained import Pretrained, load_pretrained
+from ftjax.sharding import data_mesh
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,9 +21,10 @@ from types import FrameType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 import ftjax
-from ftjax import machine, rundir
+from ftjax import machine, processes, rundir
 from ftjax.checkpoint import Checkpoints
 from ftjax.config import TrainConfig
 from ftjax.data.batches import batches
@@ -31,7 +32,7 @@ from ftjax.data.prefetch import prefetch
 from ftjax.data.tokenize import Examples
 from ftjax.errors import InputError, Stopped
 from ftjax.evaluation import all_logits, classification_metrics, predict_step, softmax
-from ftjax.parallel import Compiled, data_mesh
+from ftjax.parallel import Compiled
 from ftjax.partition import count
 from ftjax.prefix import Attach, FrozenPrefix, Limits, prefix_step, unchanged
 from ftjax.prepare import Run, prepare
@@ -82,13 +83,14 @@ def fit(config: TrainConfig, terminal: Terminal) -> dict[str, Any]:
     machine.reset_peak_memory()
     config.check()
     resuming = rundir.check(config)
+    processes.wait_for_all(f"check of {config.output}")  # the first one writes there from now on
     if resuming and (config.output / "result.json").is_file():
         terminal.say(f"{config.output}: this run is complete; nothing to do.")
         return json.loads((config.output / "result.json").read_text(encoding="utf-8"))
     run = prepare(config, terminal.say, rundir.bucket_lengths(config.output) if resuming else ())
     with _disk_errors(config.output):
-        config.output.mkdir(parents=True, exist_ok=True)
-        if not resuming:
+        processes.first_directory(config.output)
+        if not resuming and processes.is_first():
             rundir.write_json(config.output / "config.json", describe(config, run))
     adaptation: dict[str, Any] = {}
     loading = start
@@ -123,7 +125,7 @@ class Session:
         self.run, self.config, self.terminal, self.stopped = run, run.config, terminal, stopped
         self.metric = metric(run)
         self.higher_is_better = self.metric != "loss"
-        self.mesh = data_mesh()
+        self.mesh = run.layout.mesh
         self.checkpoints = Checkpoints(self.config.output / "checkpoints", higher_is_better=self.higher_is_better)
         self.progress = Progress()
         self.step, self.prefix = 0, None
@@ -134,7 +136,8 @@ class Session:
             terminal.say(f"Resuming after step {step} of {run.steps}.")
         else:
             self.stage, self.state = 0, run.state_of(0)
-        self.log = rundir.MetricsLog(self.config.output, self.step)
+        self.part = run.layout.own_rows(self.config.batch_size)
+        self.log = rundir.MetricsLog(self.config.output, self.step, writes=processes.is_first())
         self.progress.seconds["load"] += load_seconds
         self.step_seconds: list[float] = []
         self.running: deque[tuple[int, int, Metrics]] = deque()  # steps under way: number, rows, metrics
@@ -172,13 +175,16 @@ class Session:
     def compile_stage(self) -> None:
         """The programs of the stage (compiled when they are first run), and what its frozen first layers make of all rows."""
         stage, data, config = self.run.stages[self.stage], self.run.data, self.config
-        self.train_step = self.run.train_program(self.mesh)
+        self.train_step = self.run.train_program()
         self.eval_step = Compiled(eval_step, self.mesh, donate=False)
-        self.predict = Compiled(predict_step(stage.model), self.mesh, donate=False)
+        self.predict = Compiled(predict_step(stage.model), self.mesh, donate=False, gather=True)
         if self.prefix is not None:
             self.prefix.clean()
         self.prefix, self.attach_train, self.attach_eval, self.attach = None, unchanged, unchanged, unchanged
         if not stage.prefix:
+            return
+        if jax.process_count() > 1:
+            self.terminal.say("The output of frozen layers is computed in every step: several processes keep none.")
             return
         per_epoch = data.steps_per_epoch(config.batch_size)
         ends = min([s.from_step for s in self.run.stages[self.stage + 1 :]], default=self.run.steps)
@@ -235,7 +241,7 @@ class Session:
                 compiling = self.compile_seconds - compiling
                 seconds["compile"] += compiling
                 at_end = self.step == (epoch + 1) * per_epoch
-                stopping = bool(stopped)  # once: a signal may come at any moment
+                stopping = self.stopping()
                 saving = stopping or (config.save_every and self.step % config.save_every == 0)
                 while len(self.running) > (0 if at_end or saving else 1):  # one step runs while the next is made ready
                     self.settle(per_epoch)
@@ -248,7 +254,7 @@ class Session:
                     seconds["save"] += clock.lap()
                 if stopping and not at_end:
                     self.checkpoints.wait()
-                    raise Stopped(stopped[0], self.step, str(config.output))
+                    raise Stopped(self.signal, self.step, str(config.output))
         self.terminal.stop()
         self.flush(self.step, epoch=self.step / per_epoch)
         compiling = self.compile_seconds
@@ -258,9 +264,14 @@ class Session:
         seconds["eval"] += clock.lap() - compiling
         self.save(value)
         seconds["save"] += clock.lap()
-        if stopped and epoch + 1 < config.epochs:
+        if processes.agree(bool(stopped)) and epoch + 1 < config.epochs:
             self.checkpoints.wait()
-            raise Stopped(stopped[0], self.step, str(config.output))
+            raise Stopped(self.signal, self.step, str(config.output))
+
+    def stopping(self) -> bool:
+        """Whether a signal asks for the end; several processes agree on that when a line is due in metrics.jsonl."""
+        asked = bool(self.stopped)  # once: a signal may come at any moment
+        return processes.agree(asked) if jax.process_count() == 1 or self.step % self.config.log_every == 0 else False
 
     def batches(self, epoch: int, start: int) -> Iterator[dict[str, Any]]:
         """The training batches of an epoch from number `start` on, as the step takes them."""
@@ -274,6 +285,7 @@ class Session:
             epoch=epoch,
             start=start,
             labeled_rows=data.labeled_rows,
+            part=self.part,
         )
         return map(self.attach_train, source)
 
@@ -304,6 +316,11 @@ class Session:
         if averages := self.progress.take():
             rate = {"examples_per_second": self.examples_per_second}
             self.log.write("train", step, {"epoch": epoch, **averages, **rate})
+
+    @property
+    def signal(self) -> int:
+        """The one that asked for the end; of another process, SIGTERM."""
+        return self.stopped[0] if self.stopped else signal.SIGTERM.value
 
     @property
     def compile_seconds(self) -> float:
@@ -337,17 +354,20 @@ class Session:
         """
         data, size = self.run.data, self.config.batch_size
         if data.labels and self.run.pretrained.labels:
-            logits = all_logits(self.predict, self.state.params, examples, data.buckets, size, data.pad_token_id, attach)
-            if predictions is not None and data.test_rows is not None:
+            given = (examples, data.buckets, size, data.pad_token_id, attach, self.part)
+            logits = all_logits(self.predict, self.state.params, *given)
+            if predictions is not None and data.test_rows is not None and processes.is_first():
                 rundir.write_predictions(predictions, data.test_rows.texts, examples.labels, softmax(logits), data.labels)
             return classification_metrics(logits, examples.labels)
         sums: dict[str, list[float]] = {}
-        for batch in batches(examples, data.buckets, size, pad_token_id=data.pad_token_id, seed=None):
+        for batch in batches(examples, data.buckets, size, pad_token_id=data.pad_token_id, seed=None, part=self.part):
             for name, pair in self.eval_step(self.state, batch).items():
                 old = sums.setdefault(name, [0.0, 0.0])
                 sums[name] = [old[0] + float(pair[0]), old[1] + float(pair[1])]
         averages = {name: total / weight for name, (total, weight) in sums.items() if weight}
-        terms = ((float(t.coefficient_at(self.state.step)), averages.get(f"{t.name}_loss", 0.0)) for t in self.state.objective)
+        terms = (
+            (float(t.coefficient_at(jnp.int32(self.step))), averages.get(f"{t.name}_loss", 0.0)) for t in self.state.objective
+        )
         return {"loss": sum(coefficient * value for coefficient, value in terms), **averages}
 
     def save(self, value: float | None = None) -> None:
@@ -384,11 +404,17 @@ class Session:
         if data.test is not None:
             result["test"] = self.scores(data.test, self.attach, predictions=output / "predictions.jsonl")
         seconds["eval"] += clock.lap()
-        save_pretrained(self.run.pretrained, {**self.run.pretrained.params, **self.state.trainable}, output / "model")
+        values = {**self.run.pretrained.params, **self.state.trainable}
+        if jax.process_count() > 1:
+            values = {name: processes.fetch(self.run.layout.put(name, value)) for name, value in values.items()}
+        if processes.is_first():
+            save_pretrained(self.run.pretrained, values, output / "model")
         seconds["save"] += clock.lap()
         result |= {"peak_memory_bytes": machine.peak_memory_bytes(), "seconds": seconds, **before}
-        rundir.write_json(output / "result.json", result)
-        write_report([output], output / "report.html")
+        if processes.is_first():
+            rundir.write_json(output / "result.json", result)
+            write_report([output], output / "report.html")
+        processes.wait_for_all(f"end of {output}")
         spent = ", ".join(f"{name.replace('_', ' ')} {value:.1f} s" for name, value in seconds.items())
         self.terminal.say(f"Time: {spent}.")
         self.terminal.say(f"Model: {output / 'model'} (loads in transformers). Report: {output / 'report.html'}")

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from ftjax.config import CLASS_LOSSES, LABEL_LOSSES, TrainConfig
 from ftjax.data.batches import choose_buckets
 from ftjax.data.files import Rows, read_dataset, read_file
 from ftjax.data.tokenize import Examples, encode, join, label_names, load_tokenizer
 from ftjax.errors import InputError
-from ftjax.models import Params
+from ftjax.models import Params, build
 from ftjax.objective import Vocabulary, objective
 from ftjax.objectives.masked_lm import wordpiece_continuations
 from ftjax.optimizer import carry_over
-from ftjax.parallel import Compiled, check_batch_size, data_mesh, data_parallel, place
+from ftjax.parallel import Compiled, check_batch_size, parallel_step, pmap_step
+from ftjax.partition import count
 from ftjax.pretrained.hub import model_directory
 from ftjax.pretrained.load import Pretrained, load_pretrained, read_config, refuse_seq2seq, saved_labels
+from ftjax.sharding import DATA, FSDP, Layout, make_mesh, read_mesh
 from ftjax.stages import Stage, choose_lora, memory, new_heads, stages_of
-from ftjax.step import TrainState, create_state, update
+from ftjax.step import TrainState, apart, create_state, train_step
 
 Say = Callable[[str], None]
 
@@ -209,8 +210,8 @@ def heads(config: TrainConfig) -> tuple[bool, bool, bool]:
     return classes, "masked-lm" in names, "causal-lm" in names
 
 
-def prepare_model(config: TrainConfig, data: Data) -> Pretrained:
-    """The model with the heads the run needs."""
+def prepare_model(config: TrainConfig, data: Data, layout: Layout) -> Pretrained:
+    """The model with the heads the run needs; where the layout cuts what is frozen, no host reads more than a tensor whole."""
     classes, masked_lm, causal_lm = heads(config)
     causal = read_config(model_directory(config.model))[0].causal
     if config.scan_layers and not causal:
@@ -225,6 +226,7 @@ def prepare_model(config: TrainConfig, data: Data) -> Pretrained:
         precision=config.precision,
         dropout=config.dropout,
         seed=config.seed,
+        put=functools.partial(layout.put, kept=True) if layout.cuts_frozen else None,
     )
     if causal and pretrained.raw_config.get("pad_token_id") is None:  # transformers' classifiers find the last token by it
         pretrained = dataclasses.replace(pretrained, raw_config={**pretrained.raw_config, "pad_token_id": data.pad_token_id})
@@ -240,6 +242,7 @@ class Run:
     pretrained: Pretrained
     stages: tuple[Stage, ...]
     steps: int
+    layout: Layout
 
     def stage_of(self, step: int) -> int:
         """Number of the stage whose state a checkpoint of this step holds; at a boundary, of the one that ends there."""
@@ -262,7 +265,10 @@ class Run:
     def state_of(self, number: int, before: TrainState | None = None) -> TrainState:
         """The state at the beginning of a stage; what trained before it goes on from the state `before`."""
         learnt = {} if before is None else before.trainable
-        state = self.new_state(number, {**self.pretrained.params, **learnt})
+        given = {name: value for name, value in self.pretrained.params.items() if name not in learnt}
+        params = {name: self.layout.put(name, value) for name, value in given.items()} | learnt
+        make = functools.partial(self.new_state, number)
+        state = jax.jit(make, out_shardings=self.layout.shardings(jax.eval_shape(make, params)))(params)
         if before is not None:
             optimizer_state = carry_over(before.optimizer_state, state.optimizer_state)
             state = dataclasses.replace(
@@ -272,17 +278,33 @@ class Run:
                 optimizer_state=optimizer_state,
                 teacher=state.teacher | before.teacher,
             )
-        return place(state, data_mesh(), zero1=self.zero1)
+        return state
 
-    @property
-    def zero1(self) -> bool:
-        """Whether each device keeps and updates a part of what trains."""
-        return self.config.sharding == "zero1"
-
-    def train_program(self, mesh: Mesh) -> Compiled:
+    def train_program(self) -> Compiled:
         """The training step of every stage, (state without frozen parameters, those, batch) -> (state, metrics)."""
-        step = data_parallel(update, mesh, zero1=self.zero1, dtype=self.config.precision)
+        mesh = self.layout.mesh
+        if self.config.parallel == "pmap":
+            return Compiled(pmap_step(apart(train_step), list(mesh.devices.flat), trees=2), mesh, donate=True, pmapped=True)
+        step = apart(parallel_step(self.layout, dtype=self.config.precision))
         return Compiled(step, mesh, donate=True)
+
+
+def layout_of(config: TrainConfig, devices: Sequence[jax.Device], parameters: int, memory_bytes: int | None) -> Layout:
+    """How --mesh and --sharding lay the run's arrays over the devices. Raises InputError for a mesh or batch that cannot be.
+
+    auto: all devices along data; along fsdp where whole weights and gradients in float32 would take more than half of a
+    device's memory (None: not known). parameters: how many the model has.
+    """
+    if config.mesh == "auto":
+        tight = memory_bytes is not None and 8 * parameters > memory_bytes / 2
+        sizes = {FSDP if tight and len(devices) > 1 else DATA: len(devices)}
+    else:
+        sizes = read_mesh(config.mesh, len(devices), jax.process_count())
+    layout = Layout(make_mesh(sizes, devices), zero1=config.sharding == "zero1" and config.parallel == "jit")
+    if config.parallel == "pmap" and (layout.mesh.size > layout.mesh.shape[DATA] or jax.process_count() > 1):
+        raise InputError("--parallel pmap: knows the data axis alone, in one process; leave it out, or take --mesh data=N.")
+    check_batch_size(config.batch_size, config.gradient_accumulation, layout.row_shards)
+    return layout
 
 
 def prepare(config: TrainConfig, say: Say, buckets: tuple[int, ...] = ()) -> Run:
@@ -291,12 +313,14 @@ def prepare(config: TrainConfig, say: Say, buckets: tuple[int, ...] = ()) -> Run
     buckets: the lengths of the run that is resumed, whose order of batches they are part of.
     """
     config.check()
-    check_batch_size(config.batch_size, config.gradient_accumulation, data_mesh())
+    devices = jax.devices()
+    parameters = count(build(read_config(model_directory(config.model))[0]).shapes)
+    layout = layout_of(config, devices, parameters, (devices[0].memory_stats() or {}).get("bytes_limit"))
     data = prepare_data(config, say, buckets)
-    return assemble(config, data, prepare_model(config, data), say)
+    return assemble(config, data, prepare_model(config, data, layout), layout, say)
 
 
-def assemble(config: TrainConfig, data: Data, pretrained: Pretrained, say: Say) -> Run:
+def assemble(config: TrainConfig, data: Data, pretrained: Pretrained, layout: Layout, say: Say) -> Run:
     """The run of a model on data: what trains when, towards what. Parameters may be shapes without values."""
     pretrained = choose_lora(
         pretrained,
@@ -315,5 +339,8 @@ def assemble(config: TrainConfig, data: Data, pretrained: Pretrained, say: Say) 
         say(f"LoRA of rank {lora.rank}, scale {lora.scale:g}, beside {len(lora.modules)} kernels.")
     for stage in stages:
         when = f"From step {stage.from_step} on: t" if stage.from_step else "T"
-        say(f"{when}raining {memory(pretrained.model, stage.labels).line(stage.spec)}")
-    return Run(config, data, pretrained, stages, config.epochs * per_epoch)
+        say(f"{when}raining {memory(pretrained.model, stage.labels, stage.optimizer).line(stage.spec)}")
+    if layout.mesh.size > 1:
+        sizes = ",".join(f"{axis}={size}" for axis, size in layout.mesh.shape.items() if size > 1)
+        say(f"Mesh: {sizes}" + (f" (of {len(devices)} devices)." if len(devices := jax.devices()) > layout.mesh.size else "."))
+    return Run(config, data, pretrained, stages, config.epochs * per_epoch, layout)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -131,10 +132,11 @@ def spell(weights: Weights, table: NameTable, directory: Path) -> dict[str, str]
     return spelled
 
 
-def read_parameter(weights: Weights, name: str, shape: tuple[int, ...], *, transposed: bool) -> jax.Array:
+def read_parameter(weights: Weights, name: str, shape: tuple[int, ...], *, transposed: bool) -> np.ndarray:
     """A tensor as a float32 parameter of our shape.
 
-    On a CPU the array read into is the parameter: `device_put` takes one at a multiple of 64 bytes as it is, without a copy.
+    On a CPU the array read into becomes the parameter: `device_put` takes one at a multiple of 64 bytes as it is, without
+    a copy.
     """
     size = math.prod(shape)
     memory = np.empty(size + 16, np.float32)
@@ -143,7 +145,7 @@ def read_parameter(weights: Weights, name: str, shape: tuple[int, ...], *, trans
     target = value.T if transposed else value
     for where, block in weights.blocks(name):
         target[where] = block
-    return jax.device_put(value)
+    return value
 
 
 def check_copies(
@@ -176,6 +178,7 @@ def load_pretrained(
     precision: str = "float32",
     dropout: float | None = None,
     seed: int = 0,
+    put: Callable[[str, np.ndarray], jax.Array] | None = None,
 ) -> Pretrained:
     """Load a model with the heads asked for.
 
@@ -187,6 +190,7 @@ def load_pretrained(
     precision: operand dtype of dot products, "float32" or "bfloat16"; parameters are float32 either way.
     dropout: a rate for all dropout instead of the config's.
     seed: for what is initialised; each parameter's value depends on the seed and its own name alone.
+    put: (name, whole value) -> the array to keep, as soon as a parameter has been read; None: whole, on one device.
 
     Raises InputError for a missing or damaged directory, an unsupported architecture, and unexpected, misshapen or
     missing weights, which it names.
@@ -249,7 +253,8 @@ def load_pretrained(
 
     params = _initialised(model, new, seed)
     for ours, name in read.items():
-        params[ours] = read_parameter(weights, name, model.shapes[ours].shape, transposed=named[ours][1])
+        value = read_parameter(weights, name, model.shapes[ours].shape, transposed=named[ours][1])
+        params[ours] = jax.device_put(value) if put is None else put(ours, value)
     if masked_lm or causal_lm or not config.classifiers:  # without a classifier: a model that always predicts tokens
         check_copies(weights, table, spelled, read, params, directory)
     return Pretrained(

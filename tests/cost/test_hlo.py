@@ -10,7 +10,7 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from ftjax.cost import hlo
 from ftjax.cost.chips import CHIPS
-from ftjax.parallel import data_mesh
+from ftjax.sharding import data_mesh
 
 TPU = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, the compiler for TPUs")
 

@@ -1,0 +1,178 @@
+"""fsdp and tensor: every mesh of eight devices ends where one device does, and nobody holds more than a few layers whole."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import random_batch, random_params, tiny_config
+
+from ftjax import sharding
+from ftjax.errors import InputError
+from ftjax.models import Lora, build, with_lora
+from ftjax.models.llama import LlamaConfig
+from ftjax.objectives import Term
+from ftjax.objectives.causal_lm import CausalLM
+from ftjax.objectives.classification import Classification
+from ftjax.objectives.contrastive import DropoutPairs, LabelPairs
+from ftjax.objectives.masked_lm import MaskedLM
+from ftjax.optimizer import adamw
+from ftjax.parallel import Compiled, parallel_step
+from ftjax.partition import label
+from ftjax.sharding import Layout, make_mesh, read_mesh
+from ftjax.step import apart, create_state
+
+
+@pytest.fixture(autouse=True)
+def cut_small_arrays(monkeypatch):
+    """The tests' models are tiny: let their matrices be cut."""
+    monkeypatch.setattr(sharding, "SMALLEST", 64)
+
+
+def encoder(spec="all", microbatches=1, losses=("classification",), **config):
+    model = build(tiny_config(**config), num_labels=2, masked_lm=True)
+    known = {
+        "classification": Classification(model),
+        "masked_lm": MaskedLM(model, 4, (0, 1, 2, 3, 4)),
+        "contrastive": DropoutPairs(model),
+        "label_pairs": LabelPairs(model),
+    }
+    return state_of(model, [Term(name, 0.5, known[name]) for name in losses], spec, microbatches)
+
+
+def decoder(spec="all", microbatches=1, scan=False, lora=False):
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "max_position_embeddings": 32}
+    config = LlamaConfig(vocab_size=64, num_attention_heads=4, num_key_value_heads=4, **sizes)
+    model = build(config, causal_lm=True, scan=scan)
+    if lora:
+        modules = [f"decoder.layers.{i}.attention.{name}" for i in range(2) for name in ("query", "value")]
+        model = with_lora(model, Lora(8, 16.0, tuple(modules)))
+    return state_of(model, [Term("causal_lm", 1.0, CausalLM(model, block=16))], spec, microbatches)
+
+
+def state_of(model, terms, spec, microbatches):
+    params = random_params(model)
+    labels = label(params, spec, layers=model.config.num_hidden_layers)
+    names = [name for name, found in labels.items() if found == "trained"]
+    return create_state(
+        params, labels, tuple(terms), adamw(names, 1e-3, max_gradient_norm=1e-2, eps=1e-3), microbatches=microbatches
+    )
+
+
+def packed_batch(rows, seed=0, length=16):
+    """Rows of two documents each, the second of a random length, some padding after it."""
+    rng = np.random.default_rng(seed)
+    batch = random_batch(rows=rows, length=length, seed=seed)
+    first, last = rng.integers(2, 8, rows), rng.integers(9, length + 1, rows)
+    places = np.arange(length)
+    batch["segment_ids"] = np.where(places < first[:, None], 1, np.where(places < last[:, None], 2, 0)).astype(np.int32)
+    batch["attention_mask"] = (batch["segment_ids"] > 0).astype(np.int32)
+    return batch
+
+
+def trained(make, mesh, batches):
+    """(state, metrics of every step) on a mesh."""
+    layout = Layout(mesh)
+    step = Compiled(parallel_step(layout), mesh, donate=True)
+    state, history = layout.place(make()), []
+    for batch in batches:
+        state, metrics = step(state, batch)
+        history.append(jax.tree.map(float, metrics))
+    return state, history
+
+
+CASES = {
+    "full, 2 microbatches": (lambda: encoder(microbatches=2), "data=2,fsdp=4"),
+    "full, heads and features split": (lambda: encoder(microbatches=2), "fsdp=4,tensor=2"),
+    "partial": (lambda: encoder("last:1,head"), "fsdp=8"),
+    "self-supervised": (lambda: encoder(losses=("classification", "masked_lm"), microbatches=2), "data=2,fsdp=4"),
+    "rows compared": (lambda: encoder(losses=("contrastive", "label_pairs")), "data=2,fsdp=4"),
+    "packed": (lambda: decoder(microbatches=2), "data=2,fsdp=4"),
+    "packed, heads and features split": (decoder, "data=2,fsdp=2,tensor=2"),
+    "packed, low rank, layers as a loop": (lambda: decoder("lora:8", scan=True, lora=True), "fsdp=8"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_mesh_ends_where_one_device_does(case):
+    make, text = CASES[case]
+    if case.startswith("packed"):
+        batches = [packed_batch(16, seed) for seed in range(2)]
+    else:
+        batches = [random_batch(rows=16, seed=seed, unlabeled=5) for seed in range(2)]
+        batches[-1]["example_ids"][-3:], batches[-1]["labels"][-3:], batches[-1]["attention_mask"][-3:] = -1, -100, 0
+    one, metrics = trained(make, make_mesh({}, jax.devices()[:1]), batches)
+    many, metrics_of_mesh = trained(make, make_mesh(read_mesh(text, 8)), batches)
+    close = lambda a, b: np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-4, atol=2e-6)  # noqa: E731
+    jax.tree.map(close, metrics, metrics_of_mesh)
+    jax.tree.map(close, one.params, many.params)
+    parts = [value for value in many.params.values() if value.ndim == 2 and not value.sharding.is_fully_replicated]
+    assert len(parts) > 10
+    moments = jax.tree.leaves(many.optimizer_state)
+    assert {leaf.sharding.spec for leaf in moments if leaf.ndim == 2} <= {
+        value.sharding.spec for value in many.trainable.values()
+    }
+
+
+def compiled(text, layers=6, **options):
+    layout = Layout(make_mesh(read_mesh(text, 8)))
+    state = encoder(num_hidden_layers=layers, hidden_size=32, intermediate_size=128, **options)
+    placed = layout.place(state)
+    program = Compiled(apart(parallel_step(layout)), layout.mesh, donate=True)
+    batch = random_batch(rows=16, length=8)
+    return program.program(dataclasses.replace(placed, frozen={}), placed.frozen, batch), state
+
+
+def test_over_fsdp_layers_are_gathered_one_by_one_and_gradients_summed_in_parts():
+    program, state = compiled("fsdp=8")
+    text = program.as_text()
+    kernels = sum(name.startswith("encoder.layers.") and name.endswith("kernel") for name in state.trainable)
+    gathered = re.findall(r"= f32\[([\d,]+)\]\S* all-gather\(", text)
+    assert len(gathered) >= 2 * kernels - 6  # forward and backward, but for the last layer, which is still there
+    assert max(int(np.prod(list(map(int, shape.split(","))))) for shape in gathered) <= 64 * 128
+    assert len(re.findall(r" reduce-scatter\(", text)) >= kernels
+    assert not re.search(r"= \(?f32\[\d+,\d+\]\S* all-reduce", text)  # no matrix is summed whole
+    whole = 4 * sum(value.size for value in state.trainable.values())
+    assert program.memory_analysis().argument_size_in_bytes < 0.2 * 3 * whole
+    assert program.memory_analysis().temp_size_in_bytes < 0.6 * whole  # gathered and their gradients: a few layers
+    assert compiled("data=8")[0].memory_analysis().temp_size_in_bytes > 1.2 * whole  # zero1 gathers all at once
+
+
+def test_the_data_axis_sums_gradients_once_whatever_the_microbatches():
+    text = compiled("data=2,fsdp=4", microbatches=4)[0].as_text()
+    pairs = r"replica_groups=(\{\{0,4\}|\[4,2\]<=\[2,4\]T\(1,0\))"  # of devices that differ in their place along data alone
+    entry = text.partition("\nENTRY ")[2]
+    assert len(re.findall(rf" all-reduce\([^\n]*{pairs}", text)) == len(re.findall(rf" all-reduce\([^\n]*{pairs}", entry)) > 0
+
+
+def test_meshes_and_their_mistakes():
+    assert read_mesh("data=2,fsdp=4", 8) == {"data": 2, "fsdp": 4}
+    assert make_mesh({"fsdp": 4, "tensor": 2}).shape == {"data": 1, "fsdp": 4, "tensor": 2}
+    for text, said in (
+        ("dta=8", "Did you mean 'data'"),
+        ("data", "AXIS=NUMBER"),
+        ("data=0", "AXIS=NUMBER"),
+        ("data=2,data=4", "given twice"),
+        ("data=2,fsdp=8", "takes 16 devices; there are 8"),
+    ):
+        with pytest.raises(InputError, match=said):
+            read_mesh(text, 8)
+    with pytest.raises(InputError, match="takes 4 devices; there are 8"):
+        read_mesh("data=4", 8, processes=2)
+
+
+def test_a_part_reads_as_the_whole_and_its_gradient_is_a_part_of_the_sum():
+    from ftjax.zero import whole
+
+    mesh = make_mesh({"fsdp": 8})
+    value = jnp.arange(64.0).reshape(16, 4)
+
+    def loss(part, rows):
+        return (whole(part, 0, "float32") * rows.sum()).sum()
+
+    found = jax.shard_map(
+        jax.grad(loss), mesh=mesh, in_specs=(jax.P("fsdp"), jax.P("fsdp")), out_specs=jax.P("fsdp"), check_vma=False
+    )(value, jnp.arange(8.0))
+    np.testing.assert_allclose(np.asarray(found), np.full((16, 4), 28.0))
