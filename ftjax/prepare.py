@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from ftjax.config import CLASS_LOSSES, LABEL_LOSSES, TrainConfig
 from ftjax.data.batches import choose_buckets
@@ -301,6 +302,10 @@ def layout_of(config: TrainConfig, devices: Sequence[jax.Device], parameters: in
     else:
         sizes = read_mesh(config.mesh, len(devices), jax.process_count())
     layout = Layout(make_mesh(sizes, devices), zero1=config.sharding == "zero1" and config.parallel == "jit")
+    if layout.tensor > 1 and devices[0].platform == "cpu":
+        # Read from the cache of compiled programs, one of many collectives leaves devices of a CPU waiting for each other
+        jax.config.update("jax_enable_compilation_cache", False)
+        reset_cache()  # or JAX goes by what it was when first used
     if config.parallel == "pmap" and (layout.mesh.size > layout.mesh.shape[DATA] or jax.process_count() > 1):
         raise InputError("--parallel pmap: knows the data axis alone, in one process; leave it out, or take --mesh data=N.")
     check_batch_size(config.batch_size, config.gradient_accumulation, layout.row_shards)

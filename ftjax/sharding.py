@@ -148,8 +148,10 @@ class Layout:
 
     def cuts(self, params: Mapping[str, Any]) -> dict[str, int]:
         """Which dimension is cut over `part`, of the parameters that train and are cut."""
-        specs = {name: self.trained(name, value.shape) for name, value in params.items()}
-        return {name: tuple(found).index(self.part) for name, found in specs.items() if self.part in tuple(found)}
+        if self.part is None:
+            return {}
+        specs = {name: tuple(self.trained(name, value.shape)) for name, value in params.items()}
+        return {name: found.index(self.part) for name, found in specs.items() if self.part in found}
 
     def own_rows(self, batch_size: int) -> slice:
         """Which rows of a batch lie on this process's devices."""

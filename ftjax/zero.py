@@ -20,15 +20,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
 from ftjax.sharding import DATA, FSDP
 
 Cuts = Mapping[str, int]
 """Parameter name -> the dimension that is cut; names that are not there stay whole."""
-
-GATHERED = "gathered"
-"""The name, for policies of `jax.checkpoint`, of what a layer has gathered: never kept for the backward pass."""
 
 
 def part_axis() -> str:
@@ -54,6 +50,10 @@ def whole(part: jax.Array, dimension: int, dtype: str) -> jax.Array:
 
     That sum is of gradients in the part's own dtype, not in the rounded one.
     """
+    return _gathered(part, dimension, dtype)
+
+
+def _gathered(part: jax.Array, dimension: int, dtype: str) -> jax.Array:
     return jax.lax.all_gather(part.astype(dtype), part_axis(), axis=dimension, tiled=True).astype(part.dtype)
 
 
@@ -61,7 +61,17 @@ def _scatter(dimension: int, dtype: str, _: None, gradient: jax.Array) -> tuple[
     return (jax.lax.psum_scatter(gradient, part_axis(), scatter_dimension=dimension, tiled=True),)
 
 
-whole.defvjp(lambda part, dimension, dtype: (whole(part, dimension, dtype), None), _scatter)
+whole.defvjp(lambda part, dimension, dtype: (_gathered(part, dimension, dtype), None), _scatter)  # seen by the policy below
+
+
+def all_but_gathered(primitive: Any, *inputs: Any, **options: Any) -> bool:
+    """A policy of `jax.checkpoint`: keep for the backward pass all that is computed, but not what has been gathered.
+
+    Nor what only widens another array, as what was gathered is: the narrow one will do.
+    """
+    if primitive.name == "convert_element_type":
+        return jnp.dtype(options["new_dtype"]).itemsize <= inputs[0].dtype.itemsize
+    return primitive.name != "all_gather"
 
 
 class Part(nnx.Param):
@@ -73,7 +83,7 @@ class Part(nnx.Param):
     def get_value(self, **index: Any) -> jax.Array:
         """The whole array."""
         part = super().get_value(**index)
-        return checkpoint_name(whole(part, self.get_metadata("cut"), self.get_metadata("rounded")), GATHERED)
+        return whole(part, self.get_metadata("cut"), self.get_metadata("rounded"))
 
 
 def parameter(value: Any, shape: tuple[int, ...], dtype: str) -> nnx.Param:

@@ -14,7 +14,7 @@ from ftjax.models.body import Body, Classifier, Config
 from ftjax.models.decoder import Decoder, NextTokenHead
 from ftjax.models.layers import ACTIVATIONS, Dense, LayerNorm, dot, mean_pool
 from ftjax.random import dropout, fold_in
-from ftjax.zero import GATHERED
+from ftjax.zero import all_but_gathered
 
 Remat = Literal["none", "dots", "full"]
 
@@ -145,7 +145,7 @@ class TextModel(nnx.Module):
         if self.remat == "dots":
             return jax.checkpoint(layer, policy=policies.dots_with_no_batch_dims_saveable)
         if self.in_parts:
-            return jax.checkpoint(layer, policy=policies.save_anything_except_these_names(GATHERED))
+            return jax.checkpoint(layer, policy=all_but_gathered)
         return layer
 
     def pool(self, hidden: jax.Array, *, seeds: jax.Array | None = None) -> jax.Array:
