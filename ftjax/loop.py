@@ -83,7 +83,7 @@ def fit(config: TrainConfig, terminal: Terminal) -> dict[str, Any]:
     machine.reset_peak_memory()
     config.check()
     resuming = rundir.check(config)
-    processes.wait_for_all(f"check of {config.output}")  # the first one writes there from now on
+    processes.wait_for_all(f"--output {config.output}")  # the first one writes there from now on
     if resuming and (config.output / "result.json").is_file():
         terminal.say(f"{config.output}: this run is complete; nothing to do.")
         return json.loads((config.output / "result.json").read_text(encoding="utf-8"))
@@ -414,7 +414,7 @@ class Session:
         if processes.is_first():
             rundir.write_json(output / "result.json", result)
             write_report([output], output / "report.html")
-        processes.wait_for_all(f"end of {output}")
+        processes.wait_for_all(f"end of --output {output}")
         spent = ", ".join(f"{name.replace('_', ' ')} {value:.1f} s" for name, value in seconds.items())
         self.terminal.say(f"Time: {spent}.")
         self.terminal.say(f"Model: {output / 'model'} (loads in transformers). Report: {output / 'report.html'}")

@@ -320,7 +320,7 @@ def prepare(config: TrainConfig, say: Say, buckets: tuple[int, ...] = ()) -> Run
     config.check()
     devices = jax.devices()
     parameters = count(build(read_config(model_directory(config.model))[0]).shapes)
-    layout = layout_of(config, devices, parameters, (devices[0].memory_stats() or {}).get("bytes_limit"))
+    layout = layout_of(config, devices, parameters, (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit"))
     data = prepare_data(config, say, buckets)
     return assemble(config, data, prepare_model(config, data, layout), layout, say)
 

@@ -6,9 +6,14 @@ that all of them see. Process 0 alone writes files of its own there and speaks.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
-from collections.abc import Mapping
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,6 +25,8 @@ from ftjax.errors import InputError
 
 SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")
+PATIENCE = 600
+"""Seconds that processes wait for each other once they have started."""
 
 
 def on_cluster(environment: Mapping[str, str]) -> bool:
@@ -34,7 +41,7 @@ def on_cluster(environment: Mapping[str, str]) -> bool:
 def join(config: TrainConfig) -> None:
     """Start JAX's distributed runtime where there is more than one process. Nothing may have asked for a device before.
 
-    Raises InputError for flags that do not go together, and where not all processes come in time, naming who is missing.
+    Raises InputError for flags that do not go together, and where not all processes come in time.
     """
     given = {
         "coordinator_address": config.coordinator_address,
@@ -52,9 +59,38 @@ def join(config: TrainConfig) -> None:
     import jax
 
     try:
-        jax.distributed.initialize(**given, initialization_timeout=config.process_timeout)
-    except (RuntimeError, ValueError) as error:  # jaxlib's errors are RuntimeErrors
-        raise InputError(missing(str(error), config)) from None
+        with aborting(lambda log: missing(log, config.process_timeout, first=config.process_index == 0)):
+            jax.distributed.initialize(**given, initialization_timeout=config.process_timeout)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(missing(str(error), config.process_timeout)) from None
+    sys.stdout = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries say on stdout, such as gloo of its connections, is not the result that --json prints there
+
+
+@contextmanager
+def aborting(line: Callable[[str], str]) -> Iterator[None]:
+    """While inside, an abort by native code ends the process as a user's mistake does. line: of what it wrote on stderr.
+
+    JAX's runtime logs who has not come and then aborts; no Python code is asked.
+    """
+    system, stderr, log = ctypes.CDLL(None), os.dup(2), tempfile.TemporaryFile()  # noqa: SIM115 (closed below)
+    system.signal.restype = ctypes.c_void_p
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int)
+    def on_abort(_: int) -> None:
+        log.seek(0)
+        os.write(stderr, f"ftjax: {line(log.read().decode(errors='replace'))}\n".encode())
+        os._exit(2)
+
+    before = system.signal(signal.SIGABRT, on_abort)
+    os.dup2(log.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        log.close()
+        system.signal(signal.SIGABRT, ctypes.c_void_p(before))
 
 
 def check(config: TrainConfig) -> None:
@@ -68,15 +104,18 @@ def check(config: TrainConfig) -> None:
         raise InputError(f"--process-timeout {config.process_timeout}: must be at least 1 second.")
 
 
-def missing(message: str, config: TrainConfig) -> str:
-    """One line of what the runtime says when processes have not come."""
+def missing(message: str, seconds: int, *, first: bool = False) -> str:
+    """One line of what the runtime says when processes have not come within so many seconds.
+
+    first: whether it says so to process 0, which, before all have come, is not told who has.
+    """
     late = sorted({int(number) for number in re.findall(r"task[:/](\d+)", message.partition("timed out task")[2])})
-    waited = f"after {config.process_timeout} s (--process-timeout)"
     if late:
-        return f"process {', '.join(map(str, late))} of {config.process_count} did not come {waited}."
+        return f"process {', '.join(map(str, late))} did not come within {seconds} s; does it run, with the same settings?"
+    if first and "DEADLINE_EXCEEDED" in message:
+        return f"not all other processes came within {seconds} s (--process-timeout); does each run, with this address?"
     if "DEADLINE_EXCEEDED" in message or "UNAVAILABLE" in message:
-        where = config.coordinator_address or "its host"
-        return f"process 0 did not answer at {where} {waited}: does it run, and can this host reach it?"
+        return f"process 0 did not answer within {seconds} s; does it run, and can this host reach it?"
     return f"the processes of this run cannot find each other: {' '.join(message.split())[:200]}"
 
 
@@ -88,12 +127,13 @@ def is_first() -> bool:
 
 
 def wait_for_all(where: str) -> None:
-    """Until every process has come here."""
-    import jax
-    from jax.experimental import multihost_utils
+    """Until every process has come here. Raises InputError, naming who is missing, when one has not after ten minutes."""
+    from orbax.checkpoint import multihost
 
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(where)
+    try:
+        multihost.get_barrier_sync_fn()(key=where, timeout_ms=1000 * PATIENCE)
+    except RuntimeError as error:
+        raise InputError(f"{where}: {missing(str(error), PATIENCE)}") from None
 
 
 def agree(value: bool) -> bool:
@@ -117,4 +157,4 @@ def first_directory(path: Path) -> None:
     """Make a directory, once for all processes."""
     if is_first():
         path.mkdir(parents=True, exist_ok=True)
-    wait_for_all(f"directory {path}")
+    wait_for_all(f"directory of --output {path}")
