@@ -11,6 +11,8 @@ import pytest
 from conftest import random_batch, random_params, tiny_config
 
 from ftjax import sharding
+from ftjax.config import TrainConfig
+from ftjax.data.batches import batches
 from ftjax.errors import InputError
 from ftjax.models import Lora, build, with_lora
 from ftjax.models.llama import LlamaConfig
@@ -22,6 +24,8 @@ from ftjax.objectives.masked_lm import MaskedLM
 from ftjax.optimizer import adamw
 from ftjax.parallel import Compiled, parallel_step
 from ftjax.partition import label
+from ftjax.prepare import prepare
+from ftjax.pretrained import load_pretrained
 from ftjax.sharding import Layout, make_mesh, read_mesh
 from ftjax.step import apart, create_state
 
@@ -192,3 +196,36 @@ def test_a_part_reads_as_the_whole_and_its_gradient_is_a_part_of_the_sum():
         jax.grad(loss), mesh=mesh, in_specs=(jax.P("fsdp"), jax.P("fsdp")), out_specs=jax.P("fsdp"), check_vma=False
     )(value, jnp.arange(8.0))
     np.testing.assert_allclose(np.asarray(found), np.full((16, 4), 28.0))
+
+
+def prepared(model, rows, tmp_path, **changes):
+    small = {"batch_size": 16, "max_length": 16, "buckets": 1, "epochs": 1}
+    config = TrainConfig(model=str(model), train_file=rows["train"], output=tmp_path / "run", **{**small, **changes})
+    return prepare(config, lambda line: None)
+
+
+def test_weights_are_read_into_their_shards_on_the_host_and_go_to_the_devices_in_parts(tiny_bert, few_reviews, tmp_path):
+    run = prepared(tiny_bert, few_reviews, tmp_path, mesh="fsdp=8")
+    plain = load_pretrained(tiny_bert).params
+    state = run.state_of(0)
+    cut = run.layout.cuts(state.trainable)
+    assert len(cut) > 10
+    for name, value in run.pretrained.params.items():
+        held = value.addressable_shards[0].data.size if name in plain else 0
+        assert not held or (value.sharding.memory_kind, held) == ("pinned_host", value.size // (8 if name in cut else 1))
+        assert name not in plain or np.array_equal(np.asarray(state.trainable[name]), np.asarray(plain[name]))
+        assert state.trainable[name].sharding.memory_kind != "pinned_host"
+
+
+def test_the_step_of_train_by_pmap_equals_that_by_jit(tiny_bert, few_reviews, tmp_path):
+    found = []
+    for changes in ({"parallel": "pmap"}, {"sharding": "replicated"}):
+        run = prepared(tiny_bert, few_reviews, tmp_path, **changes)
+        program, state = run.train_program(), run.state_of(0)
+        data = run.data
+        for batch in batches(data.train, data.buckets, 16, pad_token_id=0, seed=0):
+            new, metrics = program(dataclasses.replace(state, frozen={}), state.frozen, batch)
+            state = dataclasses.replace(new, frozen=state.frozen)
+        assert all(value.sharding.is_fully_replicated for value in state.trainable.values())
+        found.append((jax.tree.map(float, metrics), jax.device_get(state.params)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-6), *found)
