@@ -68,17 +68,19 @@ def adafactor(
     *,
     weight_decay: float = 0.01,
     max_gradient_norm: float | None = 1.0,
+    min_dim_size_to_factor: int = 128,
 ) -> optax.GradientTransformation:
     """Adafactor (Shazeer & Stern, 2018, https://arxiv.org/abs/1804.04235): of a matrix's second moment only means of its
     rows and columns are kept, and no first moment.
 
     As in section 8 of the paper updates are clipped to root mean square 1, but learning rates are absolute and weight decay
-    is decoupled, so that both mean what they mean to AdamW. See `by_treatment` for the arguments.
+    is decoupled, so that both mean what they mean to AdamW. Smaller matrices keep their second moment whole. See
+    `by_treatment` for the other arguments.
     """
 
     def rule(rate: float | optax.Schedule, decay: float) -> optax.GradientTransformation:
         return optax.chain(
-            optax.scale_by_factored_rms(),
+            optax.scale_by_factored_rms(min_dim_size_to_factor=min_dim_size_to_factor),
             optax.clip_by_block_rms(1.0),
             optax.add_decayed_weights(decay),
             optax.scale_by_learning_rate(rate),

@@ -36,7 +36,7 @@ def cut_small_arrays(monkeypatch):
     monkeypatch.setattr(sharding, "SMALLEST", 64)
 
 
-def encoder(spec="all", microbatches=1, losses=("classification",), **config):
+def encoder(spec="all", microbatches=1, losses=("classification",), factored=False, **config):
     model = build(tiny_config(**config), num_labels=2, masked_lm=True)
     known = {
         "classification": Classification(model),
@@ -44,7 +44,7 @@ def encoder(spec="all", microbatches=1, losses=("classification",), **config):
         "contrastive": DropoutPairs(model),
         "label_pairs": LabelPairs(model),
     }
-    return state_of(model, [Term(name, 0.5, known[name]) for name in losses], spec, microbatches)
+    return state_of(model, [Term(name, 0.5, known[name]) for name in losses], spec, microbatches, factored)
 
 
 def decoder(spec="all", microbatches=1, scan=False, lora=False, layers=2):
@@ -57,13 +57,15 @@ def decoder(spec="all", microbatches=1, scan=False, lora=False, layers=2):
     return state_of(model, [Term("causal_lm", 1.0, CausalLM(model, block=16))], spec, microbatches)
 
 
-def state_of(model, terms, spec, microbatches):
+def state_of(model, terms, spec, microbatches, factored=False):
     params = random_params(model)
     labels = label(params, spec, layers=model.config.num_hidden_layers)
     names = [name for name, found in labels.items() if found == "trained"]
-    return create_state(
-        params, labels, tuple(terms), adamw(names, 1e-3, max_gradient_norm=1e-2, eps=1e-3), microbatches=microbatches
-    )
+    if factored:
+        optimizer = adafactor(names, 1e-3, max_gradient_norm=1e-2, min_dim_size_to_factor=4)
+    else:
+        optimizer = adamw(names, 1e-3, max_gradient_norm=1e-2, eps=1e-3)
+    return create_state(params, labels, tuple(terms), optimizer, microbatches=microbatches)
 
 
 def packed_batch(rows, seed=0, length=16):
@@ -91,7 +93,7 @@ def trained(make, mesh, batches):
 CASES = {
     "full, 2 microbatches": (lambda: encoder(microbatches=2), "data=2,fsdp=4"),
     "full, heads and features split": (lambda: encoder(microbatches=2), "fsdp=4,tensor=2"),
-    "partial": (lambda: encoder("last:1,head"), "fsdp=8"),
+    "partial, factored": (lambda: encoder("last:1,head", factored=True), "fsdp=8"),
     "self-supervised": (lambda: encoder(losses=("classification", "masked_lm"), microbatches=2), "data=2,fsdp=4"),
     "rows compared": (lambda: encoder(losses=("contrastive", "label_pairs")), "data=2,fsdp=4"),
     "packed": (lambda: decoder(microbatches=2), "data=2,fsdp=4"),
