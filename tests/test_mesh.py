@@ -21,7 +21,7 @@ from ftjax.objectives.causal_lm import CausalLM
 from ftjax.objectives.classification import Classification
 from ftjax.objectives.contrastive import DropoutPairs, LabelPairs
 from ftjax.objectives.masked_lm import MaskedLM
-from ftjax.optimizer import adamw
+from ftjax.optimizer import adafactor, adamw
 from ftjax.parallel import Compiled, parallel_step
 from ftjax.partition import label
 from ftjax.prepare import prepare
