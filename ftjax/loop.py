@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import json
 import math
 import platform
@@ -27,11 +28,11 @@ import ftjax
 from ftjax import machine, processes, rundir
 from ftjax.checkpoint import Checkpoints
 from ftjax.config import TrainConfig
-from ftjax.data.batches import batches
+from ftjax.data.files import Rows
 from ftjax.data.prefetch import prefetch
 from ftjax.data.tokenize import Examples
 from ftjax.errors import InputError, Stopped
-from ftjax.evaluation import all_logits, classification_metrics, predict_step, softmax
+from ftjax.evaluation import all_outputs
 from ftjax.parallel import Compiled
 from ftjax.partition import count
 from ftjax.prefix import Attach, FrozenPrefix, Limits, prefix_step, unchanged
@@ -123,8 +124,7 @@ class Session:
 
     def __init__(self, run: Run, terminal: Terminal, load_seconds: float, stopped: list[int]) -> None:
         self.run, self.config, self.terminal, self.stopped = run, run.config, terminal, stopped
-        self.metric = metric(run)
-        self.higher_is_better = self.metric != "loss"
+        self.metric, self.higher_is_better = run.metric, run.higher_is_better
         self.mesh = run.layout.mesh
         self.checkpoints = Checkpoints(self.config.output / "checkpoints", higher_is_better=self.higher_is_better)
         self.progress = Progress()
@@ -177,7 +177,7 @@ class Session:
         stage, data, config = self.run.stages[self.stage], self.run.data, self.config
         self.train_step = self.run.train_program()
         self.eval_step = Compiled(eval_step, self.mesh, donate=False)
-        self.predict = Compiled(predict_step(stage.model), self.mesh, donate=False, gather=True)
+        self.predict = Compiled(data.task.outputs(stage.model), self.mesh, donate=False, gather=True)
         if self.prefix is not None:
             self.prefix.clean()
         self.prefix, self.attach_train, self.attach_eval, self.attach = None, unchanged, unchanged, unchanged
@@ -237,7 +237,7 @@ class Session:
                 state, metrics = self.train_step(dataclasses.replace(self.state, frozen={}), self.state.frozen, batch)
                 self.state = dataclasses.replace(state, frozen=self.state.frozen)
                 self.step += 1
-                self.running.append((self.step, int((batch["example_ids"] >= 0).sum()), metrics))
+                self.running.append((self.step, self.rows_in(batch), metrics))
                 compiling = self.compile_seconds - compiling
                 seconds["compile"] += compiling
                 at_end = self.step == (epoch + 1) * per_epoch
@@ -268,6 +268,11 @@ class Session:
             self.checkpoints.wait()
             raise Stopped(self.signal, self.step, str(config.output))
 
+    def rows_in(self, batch: dict[str, Any]) -> int:
+        """How many examples train in a step; of several processes, as if the others' rows were as full as this one's."""
+        rows = batch["example_ids"]
+        return int((rows >= 0).sum()) * self.config.batch_size // len(rows)
+
     def stopping(self) -> bool:
         """Whether a signal asks for the end; several processes agree on that when a line is due in metrics.jsonl."""
         asked = bool(self.stopped)  # once: a signal may come at any moment
@@ -276,7 +281,7 @@ class Session:
     def batches(self, epoch: int, start: int) -> Iterator[dict[str, Any]]:
         """The training batches of an epoch from number `start` on, as the step takes them."""
         data, config = self.run.data, self.config
-        source = batches(
+        source = data.task.batches(
             data.train,
             data.buckets,
             config.batch_size,
@@ -337,7 +342,7 @@ class Session:
         """Score the evaluation rows and note whether that is the best so far; None without such rows."""
         if self.run.data.eval is None:
             return None
-        scores = self.scores(self.run.data.eval, self.attach_eval)
+        scores = self.scores(self.run.data.eval, self.run.data.eval_rows, self.attach_eval)
         self.log.write("eval", self.step, {"epoch": float(epoch), **scores})
         self.terminal.say(f"epoch {epoch}: " + "  ".join(f"{name} {value:.4f}" for name, value in scores.items()))
         value, best = scores[self.metric], self.progress.best_scores.get(self.metric)
@@ -347,20 +352,24 @@ class Session:
         self.progress.worse = 0 if better else self.progress.worse + 1
         return value
 
-    def scores(self, examples: Examples, attach: Attach, predictions: Path | None = None) -> dict[str, float]:
+    def scores(
+        self, examples: Examples, rows: Rows | None, attach: Attach, predictions: Path | None = None
+    ) -> dict[str, float]:
         """Metrics of a data set with the current parameters; the self-supervised loss where training has no labels.
 
         predictions: where to write a line a row for the report.
         """
         data, size = self.run.data, self.config.batch_size
-        if data.labels and self.run.pretrained.labels:
-            given = (examples, data.buckets, size, data.pad_token_id, attach, self.part)
-            logits = all_logits(self.predict, self.state.params, *given)
-            if predictions is not None and data.test_rows is not None and processes.is_first():
-                rundir.write_predictions(predictions, data.test_rows.texts, examples.labels, softmax(logits), data.labels)
-            return classification_metrics(logits, examples.labels)
+        make = functools.partial(data.task.batches, part=self.part)
+        if self.run.supervised and rows is not None:
+            outputs = all_outputs(
+                self.predict, self.state.params, examples, data.buckets, size, data.pad_token_id, attach, make
+            )
+            if predictions is not None and processes.is_first():
+                rundir.write_lines(predictions, data.task.told(outputs, rows, examples))
+            return data.task.scores(outputs, rows, examples)
         sums: dict[str, list[float]] = {}
-        for batch in batches(examples, data.buckets, size, pad_token_id=data.pad_token_id, seed=None, part=self.part):
+        for batch in make(examples, data.buckets, size, pad_token_id=data.pad_token_id, seed=None):
             for name, pair in self.eval_step(self.state, batch).items():
                 old = sums.setdefault(name, [0.0, 0.0])
                 sums[name] = [old[0] + float(pair[0]), old[1] + float(pair[1])]
@@ -402,7 +411,7 @@ class Session:
         if data.eval is not None:
             result["eval"] = self.progress.best_scores
         if data.test is not None:
-            result["test"] = self.scores(data.test, self.attach, predictions=output / "predictions.jsonl")
+            result["test"] = self.scores(data.test, data.test_rows, self.attach, predictions=output / "predictions.jsonl")
         seconds["eval"] += clock.lap()
         values = {**self.run.pretrained.params, **self.state.trainable}
         if jax.process_count() > 1:
@@ -436,7 +445,7 @@ def export(checkpoint: Path, output: Path) -> None:
         raise InputError(f"--output {output}: not empty; choose another directory.")
     config = TrainConfig.from_dict(saved)
     run = prepare(config.after_adaptation, lambda line: None, rundir.bucket_lengths(directory))
-    checkpoints = Checkpoints(directory / "checkpoints", higher_is_better=metric(run) != "loss", read_only=True)
+    checkpoints = Checkpoints(directory / "checkpoints", higher_is_better=run.higher_is_better, read_only=True)
     steps = checkpoints.steps()
     chosen = checkpoints.best_step() if step is None else step
     if chosen is None or chosen not in steps:
@@ -446,11 +455,6 @@ def export(checkpoint: Path, output: Path) -> None:
     state, _ = checkpoints.restore(chosen, run.state_of(run.stage_of(chosen)))
     with _disk_errors(output):
         save_pretrained(run.pretrained, {**run.pretrained.params, **state.trainable}, output)
-
-
-def metric(run: Run) -> str:
-    """What chooses the best epoch: --metric, or accuracy where classes are predicted, else the loss."""
-    return run.config.metric or ("accuracy" if run.pretrained.labels else "loss")
 
 
 def prefix_limits(config: TrainConfig) -> Limits:

@@ -14,7 +14,7 @@ from ftjax.report.answer import answer, caution
 from ftjax.report.figures import COLOURS, Series, curve, draw, value_of
 from ftjax.report.formats import MISSING, duration, finite, integer, percent
 from ftjax.report.markup import STYLE, Html, escape, join, tag
-from ftjax.report.runs import RunRecord, best, measure, names, read_run
+from ftjax.report.runs import RunRecord, best, measure, metric_of, names, read_run
 from ftjax.report.tables import comparison
 
 MOST_LABELS = 12
@@ -88,9 +88,11 @@ def _comparison(runs: Sequence[RunRecord]) -> Html:
 def _curves(runs: Sequence[RunRecord]) -> Html:
     lines = [line for run in runs for line in run.metrics]
     x = "epoch" if all("epoch" in line for line in lines) else "step"
+    task, main = runs[0].task, next(iter(runs[0].task.metrics))
+    scale, unit = _unit(main)
     panels = (
-        ("loss", "Training loss (nats)", "train", ("classification_loss", "loss"), 1.0),
-        ("accuracy", "Evaluation accuracy (%)", "eval", ("accuracy",), 100.0),
+        ("loss", f"Training loss{_unit('loss')[1]}", "train", (f"{task.name.replace('-', '_')}_loss", "loss"), 1.0),
+        ("score", f"Evaluation {task.metrics[main].shown}{unit}", "eval", (main,), scale),
         ("masked", "Language-model loss (nats)", "train", ("masked_lm_loss", "causal_lm_loss"), 1.0),
     )
     figures = []
@@ -113,7 +115,7 @@ def _curves(runs: Sequence[RunRecord]) -> Html:
 def _cost(runs: Sequence[RunRecord]) -> Html:
     """Score over training time, a point a run; nothing where fewer than two runs have both."""
     split, score = measure(runs)
-    scale, unit = (1.0, " (nats)") if score == "loss" else (100.0, " (%)")
+    scale, unit = _unit(score)
     series = [
         Series(name, number, [seconds], [scale * value])
         for number, (name, run) in enumerate(zip(names(runs), runs, strict=True))
@@ -127,7 +129,7 @@ def _cost(runs: Sequence[RunRecord]) -> Html:
     label = f"{title} by {x_label}. " + " ".join(f"{s.name}: {s.y[0]:.3g} after {duration(s.x[0])}." for s in series)
     picture = draw(series, prefix="cost", title=title, x_label=x_label, points=True, label=escape(label))
     caption = "Each run's score over its training time, compilation included. Upper left is better."
-    if score == "loss":
+    if not metric_of(runs, score).higher_is_better:
         caption = caption.replace("Upper", "Lower")
     return tag("div", tag("figure", Html(picture), tag("figcaption", caption)), class_="figures")
 
@@ -137,7 +139,7 @@ def _caption(runs: Sequence[RunRecord], panel: str, kind: str, keys: Sequence[st
     lines = [line for run in runs for line in run.metrics if line.get("kind") == kind]
     said = {
         "loss": "Smoothed; the logged values are faint.",
-        "accuracy": "Every evaluation during training.",
+        "score": "Every evaluation during training.",
         "masked": "The self-supervised part of the loss, before its weight; smoothed, the logged values faint.",
     }[panel]
     if panel == "loss" and any("masked_lm_loss" in line or "causal_lm_loss" in line for line in lines):
@@ -309,8 +311,15 @@ def _swatch(number: int) -> Html:
 
 
 def _scored(run: RunRecord) -> list[dict[str, Any]]:
-    """The predictions that have a label to be right or wrong about."""
+    """The predictions of a class that have a label to be right or wrong about."""
+    if not run.task.row_classes:
+        return []
     return [p for p in run.predictions if p.get("label") is not None and p.get("prediction") is not None]
+
+
+def _unit(score: str) -> tuple[float, str]:
+    """What a score is multiplied by in a figure, and the unit that gives it."""
+    return (100.0, " (%)") if score.endswith("accuracy") else (1.0, " (nats)" if score == "loss" else "")
 
 
 def _confidence(prediction: dict[str, Any]) -> float:
