@@ -116,7 +116,9 @@ def test_every_mesh_ends_where_one_device_does(case, request):
     many, metrics_of_mesh = trained(make, make_mesh(read_mesh(text, 8)), batches)
     close = lambda a, b: np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-4, atol=2e-6)  # noqa: E731
     jax.tree.map(close, metrics, metrics_of_mesh)
-    jax.tree.map(close, one.params, many.params)
+    # The gradient of a key's bias is 0 but for rounding, of which Adafactor makes a step of full length
+    zero = [name for name in one.params if name.endswith(".key.bias") and "factored" in case]
+    jax.tree.map(close, *({n: v for n, v in state.params.items() if n not in zero} for state in (one, many)))
     parts = [value for value in many.params.values() if value.ndim == 2 and not value.sharding.is_fully_replicated]
     assert len(parts) > 10
     moments = jax.tree.leaves(many.optimizer_state)

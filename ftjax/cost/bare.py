@@ -79,7 +79,7 @@ def bare_run(
         directory=Path(source),
         model=model,
         params=model.shapes,  # type: ignore[arg-type]  (shapes stand for values)
-        new=tuple(name for name in model.shapes if name.startswith(("classifier.", "masked_lm.", "lm_head."))),
+        new=tuple(name for name in model.shapes if name.startswith(("classifier.", "masked_lm."))),
         spelled={},
         dtypes={},
         carried=(),
