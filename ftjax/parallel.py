@@ -63,8 +63,7 @@ def parallel_step(layout: Layout, *, dtype: str = "float32") -> Callable[[Any, A
         )(dataclasses.replace(state, **without), batch)
 
     def run(state: Any, batch: Any) -> tuple[Any, Any]:
-        metrics, found = (gradients if layout.tensor > 1 else mapped)(state, batch)
-        new = updated(state, found, metrics["gradient_norm"][0])
+        new, metrics = updated(state, *(gradients if layout.tensor > 1 else mapped)(state, batch))
         return jax.lax.with_sharding_constraint(new, layout.shardings(new)), metrics
 
     return run

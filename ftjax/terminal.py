@@ -8,6 +8,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ftjax.redact import redact
+
 
 class Terminal:
     """Lines and one progress bar. Where stderr is no terminal, a plain line now and then takes the bar's place.
@@ -23,7 +25,7 @@ class Terminal:
 
     def say(self, line: str) -> None:
         """Print one line."""
-        self.console.print(line, markup=False)
+        self.console.print(redact(line), markup=False)
 
     def start(self, name: str, total: int, done: int = 0) -> None:
         """Begin a progress bar."""
