@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -178,10 +179,11 @@ def spell(weights: Weights, table: NameTable, directory: Path) -> dict[str, str]
     return spelled
 
 
-def read_parameter(weights: Weights, name: str, shape: tuple[int, ...], *, transposed: bool) -> jax.Array:
+def read_parameter(weights: Weights, name: str, shape: tuple[int, ...], *, transposed: bool) -> np.ndarray:
     """A tensor as a float32 parameter of our shape.
 
-    On a CPU the array read into is the parameter: `device_put` takes one at a multiple of 64 bytes as it is, without a copy.
+    On a CPU the array read into becomes the parameter: `device_put` takes one at a multiple of 64 bytes as it is, without
+    a copy.
     """
     size = math.prod(shape)
     memory = np.empty(size + 16, np.float32)
@@ -190,7 +192,7 @@ def read_parameter(weights: Weights, name: str, shape: tuple[int, ...], *, trans
     target = value.T if transposed else value
     for where, block in weights.blocks(name):
         target[where] = block
-    return jax.device_put(value)
+    return value
 
 
 def check_copies(
@@ -224,6 +226,7 @@ def load_pretrained(
     precision: str = "float32",
     dropout: float | None = None,
     seed: int = 0,
+    put: Callable[[str, np.ndarray], jax.Array] | None = None,
     from_scratch: bool = False,
 ) -> Pretrained:
     """Load a model with the heads asked for.
@@ -239,6 +242,7 @@ def load_pretrained(
     precision: operand dtype of dot products, "float32" or "bfloat16"; parameters are float32 either way.
     dropout: a rate for all dropout instead of the config's.
     seed: for what is initialised; each parameter's value depends on the seed and its own name alone.
+    put: (name, whole value) -> the array to keep, as soon as a parameter has been read; None: whole, on one device.
     from_scratch: read config.json alone, and initialise every parameter.
 
     Raises InputError for a missing or damaged directory, an unsupported architecture, unexpected, misshapen or
@@ -308,7 +312,8 @@ def load_pretrained(
 
     params = _initialised(model, new, seed)
     for ours, name in read.items():
-        params[ours] = read_parameter(weights, name, model.shapes[ours].shape, transposed=named[ours][1])
+        value = read_parameter(weights, name, model.shapes[ours].shape, transposed=named[ours][1])
+        params[ours] = jax.device_put(value) if put is None else put(ours, value)
     if masked_lm or causal_lm or not config.classifiers:  # without a classifier: a model that always predicts tokens
         check_copies(weights, table, spelled, read, params, directory)
     replaced = () if adapted is None else tuple(ours for ours, name in read.items() if name.partition("/")[0] in adapted.whole)
