@@ -23,7 +23,7 @@ import numpy as np
 from ftjax.errors import InputError
 from ftjax.models import LORA, SEQ2SEQ, Lora, Model, Params, build, kernel_of, with_lora
 from ftjax.models.layers import column_norms
-from ftjax.pretrained.hub import model_directory
+from ftjax.pretrained.hub import exists, model_directory
 from ftjax.pretrained.names import NameTable
 from ftjax.pretrained.names.table import SPANS, TOKENS
 from ftjax.pretrained.tensors import Header, SafeTensors, Weights, read_json, read_whole, write_tensors
@@ -95,7 +95,7 @@ def locate(model: str | Path, adapter: str | Path | None = None) -> tuple[str | 
         base, revision = config.get("base_model_name_or_path"), config.get("revision")
         if not isinstance(base, str) or not base:
             raise InputError(f"{path}: its {CONFIG} names no base model; give that with --model and this with --adapter.")
-        return f"{base}@{revision}" if revision and not Path(base).exists() else base, path
+        return f"{base}@{revision}" if revision and not exists(Path(base)) else base, path
     path = model_directory(adapter)
     if not path.is_dir() or not is_adapter(path):
         raise InputError(f"--adapter {adapter}: no adapter; expected {CONFIG} and {WEIGHTS}.")
@@ -111,7 +111,7 @@ def locate(model: str | Path, adapter: str | Path | None = None) -> tuple[str | 
 def _last_word(model: str | Path) -> str:
     """What stays of a model's name when it is moved to another directory, or comes from a hub."""
     path = Path(model).expanduser()
-    return (path.resolve() if path.exists() else path).name.partition("@")[0]
+    return (path.resolve() if exists(path) else path).name.partition("@")[0]
 
 
 def read_adapter(directory: Path) -> Adapter:

@@ -15,6 +15,14 @@ KERAS = ["tf_model.h5", "tf_model.h5.index.json"]
 """What is downloaded besides where there are no safetensors."""
 
 
+def exists(path: Path) -> bool:
+    """Whether a path is there; one that no system takes, such as a name of 5,000 characters, is not."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
 def refuse_links(directory: Path) -> None:
     """InputError for a link that leads out of a model's directory: an export copies files, and would give away what is there.
 
@@ -37,13 +45,13 @@ def model_directory(name_or_directory: str | Path) -> Path:
     Raises InputError where it is neither, or the hub cannot be reached.
     """
     path = Path(name_or_directory).expanduser()
-    if path.is_dir():
+    if exists(path) and path.is_dir():
         refuse_links(path)
         return path
-    if is_gguf(path):
+    if exists(path) and is_gguf(path):
         return path
     text = str(name_or_directory)
-    if path.exists():
+    if exists(path):
         raise InputError(f"{text}: a file, not a model directory; give the directory that holds config.json, or a .gguf file.")
     if text.startswith((".", "/", "~")) or text.count("/") > 1:
         raise InputError(f"{text}: no such model directory.")
