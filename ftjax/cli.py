@@ -13,9 +13,10 @@ from typing import Any, Literal
 
 import tyro
 
+import ftjax
 from ftjax.config import BenchmarkConfig, CompareConfig, Parameters, PlanConfig, TrainConfig
-from ftjax.errors import InputError, Stopped
-from ftjax.launch import keep_programs, with_huge_pages
+from ftjax.errors import InputError, Stopped, did_you_mean
+from ftjax.flags import help_of, overview, prepared
 from ftjax.zero_shot.config import ZeroShotConfig
 
 
@@ -123,6 +124,10 @@ class Export:
     """A run's directory (its best checkpoint), or RUN/checkpoints/STEP."""
     output: Path
     """Directory to write; must not exist or be empty."""
+    push_to_hub: str | None = None
+    """Upload it to this repository of the Hugging Face hub, OWNER/NAME, too; with the token of hf auth login or HF_TOKEN."""
+    private: bool = False
+    """Make the repository private, if it is new."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +148,14 @@ class Doctor:
     """Print one JSON object on stdout and nothing else."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """Print a script that completes commands and flags in a shell; for bash: eval "$(ftjax completion bash)"."""
+
+    shell: tyro.conf.Positional[Literal["bash", "zsh", "fish"]]
+    """Your shell."""
+
+
 COMMANDS = {
     "train": TrainConfig,
     "compare": CompareConfig,
@@ -157,7 +170,9 @@ COMMANDS = {
     "export": Export,
     "report": Report,
     "doctor": Doctor,
+    "completion": Completion,
 }
+DESCRIPTION = "Fine-tune pretrained language models in JAX: fully, in part, or with a self-supervised loss."
 
 
 def run(command: Any) -> None:
@@ -194,10 +209,12 @@ def run(command: Any) -> None:
                 show_benchmark(found)
         case TrainConfig():
             from ftjax.loop import fit
-            from ftjax.terminal import Terminal
+            from ftjax.rundir import has_labels
+            from ftjax.terminal import Terminal, what_next
 
             with Terminal() as terminal:
                 result = fit(command, terminal)
+                terminal.say(what_next(command, labels=has_labels(command.output)))
             if command.json:
                 print_json(result)
         case Evaluate():
@@ -241,8 +258,14 @@ def run(command: Any) -> None:
         case Export():
             from ftjax.loop import export
 
+            if command.push_to_hub is not None:
+                from ftjax.pretrained.hub import check_push, push
+
+                check_push(command.push_to_hub)
             export(command.checkpoint, command.output)
             print(f"Model: {command.output}", file=sys.stderr)
+            if command.push_to_hub is not None:
+                print(f"On the hub: {push(command.output, command.push_to_hub, private=command.private)}", file=sys.stderr)
         case Report():
             from ftjax.report import read_run, table, write_report
             from ftjax.terminal import Terminal
@@ -270,6 +293,10 @@ def run(command: Any) -> None:
                 print("Ready." if found["ok"] else "Not ready.")
             if not found["ok"]:
                 raise SystemExit(2)
+        case Completion():
+            from ftjax.completion import completion
+
+            sys.stdout.write(completion(command.shell, COMMANDS))
 
 
 def classifier(command: Evaluate | Predict) -> Any:
@@ -391,13 +418,6 @@ class LoopPolicy(asyncio.DefaultEventLoopPolicy):
         return LateCallbacks()
 
 
-def program() -> None:
-    """The program `ftjax`: `main` in a process that has its memory in huge pages and keeps what it compiles."""
-    with_huge_pages()
-    keep_programs()
-    main()
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Run one command and exit: 0 done, 2 a mistake in the input, 75 stopped by a signal after saving."""
     try:
@@ -407,20 +427,31 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(141) from None
 
 
+def parse(arguments: list[str]) -> Any:
+    """The command that the arguments ask for; prints help and exits where they ask for that. InputError for a mistake."""
+    name, *rest = arguments or ["--help"]
+    if name in ("-h", "--help"):
+        print(overview(COMMANDS, DESCRIPTION))
+        raise SystemExit(0)
+    if name == "--version":
+        print(f"ftjax {ftjax.__version__}")
+        raise SystemExit(0)
+    if name not in COMMANDS:
+        raise InputError(f"{name}: no command of ftjax.{did_you_mean(name, COMMANDS)} See ftjax --help.")
+    if "-h" in rest or "--help" in rest:
+        print(help_of(name, COMMANDS[name]))
+        raise SystemExit(0)
+    words = prepared(name, COMMANDS[name], rest)
+    return tyro.cli(COMMANDS[name], prog=f"ftjax {name}", args=words, config=(tyro.conf.FlagCreatePairsOff,))
+
+
 def _main(arguments: list[str] | None) -> None:
-    command = tyro.extras.subcommand_cli_from_dict(
-        COMMANDS,
-        prog="ftjax",
-        description="Fine-tune pretrained language models in JAX: fully, in part, or with a self-supervised loss.",
-        args=sys.argv[1:] if arguments is None else arguments,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-    )
     asyncio.set_event_loop_policy(LoopPolicy())
     # Libraries' notes to developers; ours are said in the log. Up to the very end of the process: a write of a checkpoint
     # that a full disk cut short leaves coroutines behind, and Python would complain of them after our one line.
     warnings.simplefilter("ignore")
     try:
-        run(command)
+        run(parse(sys.argv[1:] if arguments is None else arguments))
     except InputError as error:
         print(f"ftjax: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -433,4 +464,6 @@ def _main(arguments: list[str] | None) -> None:
 
 
 if __name__ == "__main__":
+    from ftjax.__main__ import program
+
     program()

@@ -12,6 +12,7 @@ import signal
 import statistics
 import sys
 import time
+import uuid
 from collections import deque
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -24,6 +25,7 @@ import jax
 
 import ftjax
 from ftjax import machine, rundir
+from ftjax.card import write_card
 from ftjax.checkpoint import Checkpoints
 from ftjax.config import TrainConfig
 from ftjax.data.batches import batches
@@ -37,8 +39,10 @@ from ftjax.prefix import Attach, FrozenPrefix, Limits, prefix_step, unchanged
 from ftjax.prepare import Run, prepare
 from ftjax.pretrained import save_pretrained
 from ftjax.pretrained.tensors import read_json
+from ftjax.report.formats import duration, memory
 from ftjax.step import Metrics, eval_step
 from ftjax.terminal import Terminal
+from ftjax.trackers import Trackers
 
 SECONDS = ("load", "compile", "prefix", "data_wait", "step", "eval", "save")
 """Where a run's time goes, as told in result.json and at the end of the log."""
@@ -73,9 +77,27 @@ class Progress:
         return averages
 
 
-def fit(config: TrainConfig, terminal: Terminal) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class StagePrograms:
+    """What a stage of a run compiles."""
+
+    train: Compiled
+    eval: Compiled
+    predict: Compiled
+    prefix: Compiled
+
+
+Programs = dict[Any, StagePrograms]
+"""The programs of several runs in one process: what decides them -> the programs. Runs of a sweep share one such dictionary."""
+
+
+def fit(
+    config: TrainConfig, terminal: Terminal, *, programs: Programs | None = None, score_test: bool = True
+) -> dict[str, Any]:
     """Train as the config says and return what result.json holds.
 
+    programs: those of earlier runs, which this one adds its own to. score_test: False leaves the test rows for
+    `score_test_rows`; they are read and checked all the same.
     Raises InputError for a user's mistake, and `Stopped` when a signal ended the run after its state was saved.
     """
     start = time.perf_counter()
@@ -85,6 +107,7 @@ def fit(config: TrainConfig, terminal: Terminal) -> dict[str, Any]:
     if resuming and (config.output / "result.json").is_file():
         terminal.say(f"{config.output}: this run is complete; nothing to do.")
         return json.loads((config.output / "result.json").read_text(encoding="utf-8"))
+    programs = {} if programs is None else programs
     run = prepare(config, terminal.say, rundir.bucket_lengths(config.output) if resuming else ())
     with _disk_errors(config.output):
         config.output.mkdir(parents=True, exist_ok=True)
@@ -94,13 +117,36 @@ def fit(config: TrainConfig, terminal: Terminal) -> dict[str, Any]:
     loading = start
     if config.adapt_epochs:
         terminal.say("\nAdaptation to the texts")
-        adaptation = {"adaptation": fit(dataclasses.replace(config.adaptation, resume=True), terminal)}
+        adaptation = {"adaptation": fit(dataclasses.replace(config.adaptation, resume=True), terminal, programs=programs)}
         terminal.say("\nThe run itself, from the adapted model")
         loading = time.perf_counter()
         run = prepare(config.after_adaptation, lambda line: None, run.data.buckets)
     with _disk_errors(config.output), _signals() as stopped:
-        session = Session(run, terminal, load_seconds=time.perf_counter() - loading, stopped=stopped)
-        return session.run_all(adaptation)
+        session = Session(run, terminal, time.perf_counter() - loading, stopped, programs)
+        if config.tracker:
+            session.log.trackers = Trackers(config, read_json(config.output / "config.json"))
+        return session.run_all(adaptation, score_test=score_test)
+
+
+def score_test_rows(config: TrainConfig, terminal: Terminal, programs: Programs) -> dict[str, Any]:
+    """Score the test rows with a finished run's best model, add that to its result.json and report, and return the result.
+
+    For runs whose `fit` left it out; nothing is scored twice.
+    """
+    result = read_json(config.output / "result.json")
+    run = prepare(config.after_adaptation, lambda line: None, rundir.bucket_lengths(config.output))
+    if run.data.test is None or "test" in result:
+        return result
+    with _disk_errors(config.output), _signals() as stopped:
+        session = Session(run, terminal, 0.0, stopped, programs)
+        try:
+            session.compile_stage(training=False)
+            session.restore_best()
+            result["test"] = session.test_scores()
+            session.write_result(result)
+        finally:
+            session.close()
+    return result
 
 
 def describe(config: TrainConfig, run: Run) -> dict[str, Any]:
@@ -113,14 +159,14 @@ def describe(config: TrainConfig, run: Run) -> dict[str, Any]:
         "device": machine.device_description(),
         "versions": {"ftjax": ftjax.__version__, "python": platform.python_version()} | {p: version(p) for p in packages},
         "command": shlex.join(["ftjax", *sys.argv[1:]]),
-    }
+    } | ({"tracker_run": uuid.uuid4().hex[:12]} if config.tracker else {})
 
 
 class Session:
     """One process's part of a run."""
 
-    def __init__(self, run: Run, terminal: Terminal, load_seconds: float, stopped: list[int]) -> None:
-        self.run, self.config, self.terminal, self.stopped = run, run.config, terminal, stopped
+    def __init__(self, run: Run, terminal: Terminal, load_seconds: float, stopped: list[int], programs: Programs) -> None:
+        self.run, self.config, self.terminal, self.stopped, self.programs = run, run.config, terminal, stopped, programs
         self.metric = metric(run)
         self.higher_is_better = self.metric != "loss"
         self.mesh = data_mesh()
@@ -131,7 +177,8 @@ class Session:
             self.step, self.stage = step, run.stage_of(step)
             self.state, progress = self.checkpoints.restore(step, run.state_of(self.stage))
             self.progress = Progress(**progress)
-            terminal.say(f"Resuming after step {step} of {run.steps}.")
+            if step < run.steps:
+                terminal.say(f"Resuming after step {step} of {run.steps}.")
         else:
             self.stage, self.state = 0, run.state_of(0)
         self.log = rundir.MetricsLog(self.config.output, self.step)
@@ -139,8 +186,10 @@ class Session:
         self.step_seconds: list[float] = []
         self.running: deque[tuple[int, int, Metrics]] = deque()  # steps under way: number, rows, metrics
         self.loss = math.nan
+        self.value: float | None = None  # of the last evaluation
+        self.tokens_per_second: list[float] = []
 
-    def run_all(self, before: dict[str, Any]) -> dict[str, Any]:
+    def run_all(self, before: dict[str, Any], *, score_test: bool) -> dict[str, Any]:
         """Train, score the best model, export it, and write result.json, into which goes too what was done before."""
         per_epoch = self.run.data.steps_per_epoch(self.config.batch_size)
         try:
@@ -151,13 +200,17 @@ class Session:
                     break
                 self.enter_stage()
                 self.train_epoch(epoch, per_epoch)
-            return self.finish(before)
+            return self.finish(before, score_test=score_test)
         finally:
-            self.terminal.stop()
-            if self.prefix is not None:
-                self.prefix.clean()
-            self.checkpoints.close()
-            self.log.close()
+            self.close()
+
+    def close(self) -> None:
+        """Let go of the terminal and of all files."""
+        self.terminal.stop()
+        if self.prefix is not None:
+            self.prefix.clean()
+        self.checkpoints.close()
+        self.log.close()
 
     def enter_stage(self) -> None:
         """Unfreeze what trains from this step on, if that is more than before."""
@@ -169,12 +222,23 @@ class Session:
             )
             self.compile_stage()
 
-    def compile_stage(self) -> None:
-        """The programs of the stage (compiled when they are first run), and what its frozen first layers make of all rows."""
+    def compile_stage(self, *, training: bool = True) -> None:
+        """The programs of the stage (compiled when they are first run), and what its frozen first layers make of all rows.
+
+        Structure and shapes of the state decide its programs: neither seed nor learning rate is written into them.
+        """
         stage, data, config = self.run.stages[self.stage], self.run.data, self.config
-        self.train_step = self.run.train_program(self.mesh)
-        self.eval_step = Compiled(eval_step, self.mesh, donate=False)
-        self.predict = Compiled(predict_step(stage.model), self.mesh, donate=False)
+        shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(self.state))
+        deciding = jax.tree.structure(self.state), shapes, stage.model, self.mesh, config.sharding
+        if deciding not in self.programs:
+            self.programs[deciding] = StagePrograms(
+                train=self.run.train_program(self.mesh),
+                eval=Compiled(eval_step, self.mesh, donate=False),
+                predict=Compiled(predict_step(stage.model), self.mesh, donate=False),
+                prefix=Compiled(prefix_step(stage.model), self.mesh, donate=False),
+            )
+        programs = self.programs[deciding]
+        self.train_step, self.eval_step, self.predict = programs.train, programs.eval, programs.predict
         if self.prefix is not None:
             self.prefix.clean()
         self.prefix, self.attach_train, self.attach_eval, self.attach = None, unchanged, unchanged, unchanged
@@ -185,7 +249,7 @@ class Session:
         self.prefix = FrozenPrefix(
             stage.model,
             self.state.frozen,
-            Compiled(prefix_step(stage.model), self.mesh, donate=False),
+            programs.prefix,
             buckets=data.buckets,
             batch_size=config.batch_size,
             pad_token_id=data.pad_token_id,
@@ -194,7 +258,7 @@ class Session:
         )
         self.attach_train = self.attach_eval = self.attach = self.prefix.computed()
         rows = [data.train] if data.eval is None else [data.train, data.eval]
-        if self.step >= ends:  # nothing is left to train, only to score
+        if not training or self.step >= ends:  # nothing is left to train, only to score
             return
         place, line = self.prefix.place(rows)
         self.terminal.say(line)
@@ -220,7 +284,7 @@ class Session:
 
     def train_epoch(self, epoch: int, per_epoch: int) -> None:
         """The rest of an epoch, its evaluation and its checkpoint."""
-        config, seconds, stopped = self.config, self.progress.seconds, self.stopped
+        config, data, seconds, stopped = self.config, self.run.data, self.progress.seconds, self.stopped
         name = f"epoch {epoch + 1}/{config.epochs}"
         self.terminal.start(name, per_epoch, self.step - epoch * per_epoch)
         clock = Clock()
@@ -228,6 +292,8 @@ class Session:
             for batch in source:
                 seconds["data_wait"] += clock.lap()
                 compiling = self.compile_seconds
+                if not self.train_step.is_ready(batch):
+                    self.terminal.doing("compiling the step for another length of rows" if self.step_seconds else "compiling")
                 state, metrics = self.train_step(dataclasses.replace(self.state, frozen={}), self.state.frozen, batch)
                 self.state = dataclasses.replace(state, frozen=self.state.frozen)
                 self.step += 1
@@ -242,7 +308,8 @@ class Session:
                 took = clock.lap() - compiling
                 seconds["step"] += took
                 self.step_seconds.append(took)
-                self.terminal.advance(f"loss {self.loss:.4f}  {self.examples_per_second:.1f} examples/s")
+                self.tokens_per_second.append(data.train.lengths[batch["example_ids"][batch["example_ids"] >= 0]].sum() / took)
+                self.terminal.advance(self.status)
                 if saving and not at_end:
                     self.save()
                     seconds["save"] += clock.lap()
@@ -316,6 +383,14 @@ class Session:
         """Of the last 20 steps of this process, by their median."""
         return self.config.batch_size / statistics.median(self.step_seconds[-20:] or [math.inf])
 
+    @property
+    def status(self) -> str:
+        """How the run stands, for the panel."""
+        score = f"  {self.metric} {self.value:.4f}" if self.value is not None else ""
+        rates = f"{self.examples_per_second:,.1f} examples/s  {statistics.median(self.tokens_per_second[-20:]):,.0f} tokens/s"
+        left = duration((self.run.steps - self.step) * statistics.median(self.step_seconds[-20:]))
+        return f"loss {self.loss:.4f}{score}  {rates}  {memory(machine.peak_memory_bytes())}  {left} of training left"
+
     def evaluate(self, epoch: int) -> float | None:
         """Score the evaluation rows and note whether that is the best so far; None without such rows."""
         if self.run.data.eval is None:
@@ -323,7 +398,8 @@ class Session:
         scores = self.scores(self.run.data.eval, self.attach_eval)
         self.log.write("eval", self.step, {"epoch": float(epoch), **scores})
         self.terminal.say(f"epoch {epoch}: " + "  ".join(f"{name} {value:.4f}" for name, value in scores.items()))
-        value, best = scores[self.metric], self.progress.best_scores.get(self.metric)
+        self.value = value = scores[self.metric]
+        best = self.progress.best_scores.get(self.metric)
         better = best is None or (value > best if self.higher_is_better else value < best)
         if better or value == best:  # of equals the later: it has settled at a lower learning rate
             self.progress.best_step, self.progress.best_scores = self.step, scores
@@ -354,23 +430,41 @@ class Session:
         """Start a checkpoint of this step."""
         self.checkpoints.save(self.state, dataclasses.asdict(self.progress), value)
 
-    def finish(self, before: dict[str, Any]) -> dict[str, Any]:
-        """The best epoch's model (the last one's without evaluation): its scores, export and result.json."""
-        from ftjax.report import write_report
-
-        clock, seconds = Clock(), self.progress.seconds
-        self.checkpoints.wait()
+    def restore_best(self) -> int:
+        """Take the state of the best epoch (of the last one without evaluation) and return its step."""
         best = self.progress.best_step or self.step
         if best != self.step:
             if (stage := self.run.stage_of(best)) != self.stage:
                 self.stage, self.state = stage, self.run.state_of(stage)
-                self.compile_stage()
+                self.compile_stage(training=False)
             self.state, _ = self.checkpoints.restore(best, self.state)
+        return best
+
+    def test_scores(self) -> dict[str, float]:
+        """Scores of the test rows, whose predictions go to the run's directory."""
+        return self.scores(self.run.data.test, self.attach, predictions=self.config.output / "predictions.jsonl")
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """result.json, and what is made of it: the model's card and the report."""
+        from ftjax.report import write_report
+
+        write_card(
+            self.config.output / "model", read_json(self.config.output / "config.json"), result, name=self.config.output.name
+        )
+        rundir.write_json(self.config.output / "result.json", result)
+        write_report([self.config.output], self.config.output / "report.html")
+
+    def finish(self, before: dict[str, Any], *, score_test: bool) -> dict[str, Any]:
+        """The best epoch's model: its scores, export and result.json."""
+        clock, seconds = Clock(), self.progress.seconds
+        self.checkpoints.wait()
+        best = self.restore_best()
         seconds["save"] += clock.lap()
         train_seconds = sum(seconds[name] for name in ("compile", "prefix", "data_wait", "step"))
         data, output = self.run.data, self.config.output
         result: dict[str, Any] = {
             "method": self.config.method,
+            "metric": self.metric,
             "trained_parameters": count(self.state.trainable),
             "frozen_parameters": count(self.state.frozen),
             "steps": self.step,
@@ -381,14 +475,13 @@ class Session:
         }
         if data.eval is not None:
             result["eval"] = self.progress.best_scores
-        if data.test is not None:
-            result["test"] = self.scores(data.test, self.attach, predictions=output / "predictions.jsonl")
+        if data.test is not None and score_test:
+            result["test"] = self.test_scores()
         seconds["eval"] += clock.lap()
         save_pretrained(self.run.pretrained, {**self.run.pretrained.params, **self.state.trainable}, output / "model")
         seconds["save"] += clock.lap()
         result |= {"peak_memory_bytes": machine.peak_memory_bytes(), "seconds": seconds, **before}
-        rundir.write_json(output / "result.json", result)
-        write_report([output], output / "report.html")
+        self.write_result(result)
         spent = ", ".join(f"{name.replace('_', ' ')} {value:.1f} s" for name, value in seconds.items())
         self.terminal.say(f"Time: {spent}.")
         self.terminal.say(f"Model: {output / 'model'} (loads in transformers). Report: {output / 'report.html'}")
@@ -420,6 +513,9 @@ def export(checkpoint: Path, output: Path) -> None:
     state, _ = checkpoints.restore(chosen, run.state_of(run.stage_of(chosen)))
     with _disk_errors(output):
         save_pretrained(run.pretrained, {**run.pretrained.params, **state.trainable}, output)
+        result = read_json(directory / "result.json") if (directory / "result.json").is_file() else {}
+        measured = result if result.get("best_step") == chosen else {}  # scores are those of the best step alone
+        write_card(output, saved, measured, name=output.name)
 
 
 def metric(run: Run) -> str:

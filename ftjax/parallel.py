@@ -106,14 +106,22 @@ class Compiled:
         sharded = shard_batch(batch, self.mesh)
         return self.program(*trees, sharded)(*trees, sharded)
 
+    def is_ready(self, batch: Any) -> bool:
+        """Whether the program for this batch's shapes has been compiled."""
+        return _shapes(batch) in self.programs
+
     def program(self, *arguments: Any) -> Any:
         """The compiled program for arguments such as these; shapes with shardings will do (see `on_mesh`)."""
-        shapes = tuple((name, value.shape) for name, value in arguments[-1].items())
+        shapes = _shapes(arguments[-1])
         if shapes not in self.programs:
             start = time.perf_counter()
             self.programs[shapes] = self._jitted.lower(*arguments).compile()
             self.seconds += time.perf_counter() - start
         return self.programs[shapes]
+
+
+def _shapes(batch: Any) -> tuple[Any, ...]:
+    return tuple((name, value.shape) for name, value in batch.items())
 
 
 def pmap_step(step: Callable[..., Any], devices: Sequence[jax.Device] | None = None) -> Callable[[Any, Any], Any]:

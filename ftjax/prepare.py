@@ -18,7 +18,7 @@ from ftjax.errors import InputError
 from ftjax.models import Params
 from ftjax.objective import Vocabulary, objective
 from ftjax.objectives.masked_lm import wordpiece_continuations
-from ftjax.optimizer import carry_over
+from ftjax.optimizer import carry_over, with_learning_rate
 from ftjax.parallel import Compiled, check_batch_size, data_mesh, data_parallel, place
 from ftjax.pretrained.hub import model_directory
 from ftjax.pretrained.load import Pretrained, load_pretrained, read_config, refuse_seq2seq, saved_labels
@@ -248,7 +248,7 @@ class Run:
     def new_state(self, number: int, params: Params) -> TrainState:
         """The state of a stage before its first step, from the values of all parameters. Traceable."""
         stage = self.stages[number]
-        return create_state(
+        state = create_state(
             params,
             stage.labels,
             stage.objective,
@@ -258,6 +258,8 @@ class Run:
             precision=self.config.precision,
             teacher_decay=self.config.teacher_decay,
         )
+        optimizer_state = with_learning_rate(state.optimizer_state, self.config.learning_rate)
+        return dataclasses.replace(state, optimizer_state=optimizer_state)
 
     def state_of(self, number: int, before: TrainState | None = None) -> TrainState:
         """The state at the beginning of a stage; what trained before it goes on from the state `before`."""

@@ -13,9 +13,10 @@ import numpy as np
 
 from ftjax.config import TrainConfig, flag
 from ftjax.errors import InputError
+from ftjax.trackers import Trackers
 
 FREE = (
-    *("output", "resume", "json", "log_every", "save_every"),
+    *("output", "resume", "json", "log_every", "save_every", "tracker", "tracker_project"),
     *("prefix_cache", "prefix_cache_memory_gb", "prefix_cache_disk_gb", "prefix_cache_dir"),
 )
 """Settings that may differ between a run and its resumption: they do not change the result."""
@@ -78,6 +79,11 @@ def bucket_lengths(directory: Path) -> tuple[int, ...]:
     return tuple(length for length in saved if isinstance(length, int))
 
 
+def has_labels(directory: Path) -> bool:
+    """Whether the run in a directory learnt labels, from its config.json."""
+    return bool(json.loads((directory / "config.json").read_text(encoding="utf-8")).get("labels"))
+
+
 def write_predictions(
     path: Path, texts: Sequence[str], numbers: np.ndarray, probabilities: np.ndarray, labels: Sequence[str]
 ) -> None:
@@ -96,7 +102,12 @@ def write_predictions(
 
 
 class MetricsLog:
-    """metrics.jsonl and the same numbers as TensorBoard events. Opening drops what lies after `step`."""
+    """metrics.jsonl and the same numbers as TensorBoard events. Opening drops what lies after `step`.
+
+    trackers: those that get the same numbers, under TensorBoard's names.
+    """
+
+    trackers: Trackers | None = None
 
     def __init__(self, directory: Path, step: int) -> None:
         from tensorboardX import SummaryWriter
@@ -114,13 +125,17 @@ class MetricsLog:
         """One line, on disk at once."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(finite({"kind": kind, "step": step, **values}), allow_nan=False) + "\n")
-        for name, value in values.items():
-            if math.isfinite(value):
-                self._events.add_scalar(f"{kind}/{name}", value, step)
+        named = {f"{kind}/{name}": value for name, value in values.items() if math.isfinite(value)}
+        for name, value in named.items():
+            self._events.add_scalar(name, value, step)
+        if self.trackers is not None:
+            self.trackers.write(named, step)
 
     def close(self) -> None:
         """Flush the events."""
         self._events.close()
+        if self.trackers is not None:
+            self.trackers.close()
 
 
 def _step(line: str) -> float:

@@ -13,7 +13,7 @@ from ftjax.config import TrainConfig
 from ftjax.errors import InputError, did_you_mean
 from ftjax.models import Lora, Model
 from ftjax.objectives import Objective
-from ftjax.optimizer import adamw, learning_rate_schedule
+from ftjax.optimizer import scheduled_adamw
 from ftjax.partition import Labels, Treatments, count, labels_of, lora_part, split, treat, without_lora
 from ftjax.pretrained.load import Pretrained, add_lora
 
@@ -50,9 +50,6 @@ def stages_of(
 ) -> tuple[Stage, ...]:
     """The stages of a run. Each trains what the one before it did, with the same treatment, and more."""
     names, layers = pretrained.model.shapes, pretrained.model.config.num_hidden_layers
-    schedule = learning_rate_schedule(
-        config.learning_rate, steps=config.epochs * steps_per_epoch, warmup_steps=config.warmup_steps, schedule=config.schedule
-    )
     stages: list[Stage] = []
     known: Treatments = {}
     for epoch, spec in config.stages:
@@ -72,7 +69,14 @@ def stages_of(
         model = pretrained.model if config.frozen_dropout else pretrained.model.freeze(known)
         model = dataclasses.replace(model, remat=config.remat)
         terms = objective(model)
-        optimizer = adamw(known, schedule, weight_decay=config.weight_decay, max_gradient_norm=config.max_gradient_norm or None)
+        optimizer = scheduled_adamw(
+            tuple(known.items()),
+            steps=config.epochs * steps_per_epoch,
+            warmup_steps=config.warmup_steps,
+            schedule=config.schedule,
+            weight_decay=config.weight_decay,
+            max_gradient_norm=config.max_gradient_norm or None,
+        )
         prefix = model.prefix_layers > 0 and [term.name for term in terms] == ["classification"]
         stages.append(Stage(step, spec, dict(chosen), model, terms, optimizer, prefix))
     return tuple(stages)

@@ -99,7 +99,7 @@ def few_reviews(tmp_path_factory, review_files) -> dict[str, Path]:
 
 def run_command(*arguments, timeout=300, **options):
     """The real command in a process of its own, on one device: the finished process, output as text."""
-    command = [sys.executable, "-m", "ftjax.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "ftjax", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=command_environment(), **options)
 
 

@@ -50,7 +50,7 @@ def untimed(value):
 
 def interrupt(arguments, output, number, when):
     """Start the run, send it a signal once `when()` says so, and return its exit status."""
-    command = [sys.executable, "-m", "ftjax.cli", *map(str, arguments), "--output", str(output)]
+    command = [sys.executable, "-m", "ftjax", *map(str, arguments), "--output", str(output)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=command_environment()) as process:
         deadline = time.monotonic() + 200
         while process.poll() is None and not when() and time.monotonic() < deadline:
@@ -130,7 +130,7 @@ def test_a_full_disk_ends_clearly_and_the_last_checkpoint_survives(arguments, re
     saved = sorted(os.listdir(output / "checkpoints"))
 
     # As much of a full disk as a test may have anywhere: no file may grow beyond 100 kB.
-    command = shlex.join([sys.executable, "-m", "ftjax.cli", *map(str, arguments), "--output", str(output)])
+    command = shlex.join([sys.executable, "-m", "ftjax", *map(str, arguments), "--output", str(output)])
     limited = ["bash", "-c", f"ulimit -f 100; exec {command}"]
     full = subprocess.run(limited, capture_output=True, text=True, timeout=200, env=command_environment())
     assert full.returncode == 2, full.stderr

@@ -60,11 +60,14 @@ def smoothed(values: Sequence[float]) -> list[float]:
     return found
 
 
-def draw(series: Sequence[Series], *, prefix: str, title: str, x_label: str, points: bool, label: str) -> str:
+def draw(
+    series: Sequence[Series], *, prefix: str, title: str, x_label: str, points: bool, label: str, diagonal: bool = False
+) -> str:
     """One panel as an `<svg>` element.
 
     prefix: begins every id, as the ids of several figures on a page must differ. points: mark every value, as few
     evaluations need it; otherwise a smoothed line with the raw values faint behind it. label: read out instead of it.
+    diagonal: a line where both axes have the same value.
     """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -97,6 +100,9 @@ def draw(series: Sequence[Series], *, prefix: str, title: str, x_label: str, poi
             else:
                 axes.plot(x, y, color=colour, alpha=0.25, linewidth=0.8)
                 axes.plot(x, smoothed(y), color=colour, linestyle=line, linewidth=1.8, label=one.name)
+        if diagonal:
+            lowest = min(value for one in series for value in (*one.x, *one.y))
+            axes.plot([lowest, 100.0], [lowest, 100.0], color=FAINT, linewidth=1.6, zorder=0)
         rows = -(-len(series) // 3) if len(series) > 1 else 0
         axes.set_title(title, loc="left", fontsize=11, pad=8 + 17 * rows)
         if rows:
