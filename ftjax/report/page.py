@@ -99,7 +99,7 @@ def _over_seeds(runs: Sequence[RunRecord]) -> Html:
     if len(found) == len(runs):
         return Html()
     header, rows = seeds_table(found)
-    said = "Mean ± standard deviation over seeds; time and memory are means."
+    said = "Mean ± standard deviation over seeds; time and memory are means, and the first run of a sweep compiles for all."
     strong = found.index(best_setting(found)) if len(found) > 1 else None
     return join((_table("Settings over seeds", header, rows, text=(2,), strong=strong), tag("p", said, class_="quiet")))
 
