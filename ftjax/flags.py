@@ -120,7 +120,10 @@ class Flag:
         return f"Default: {'none' if self.default is None else self.default}."
 
 
-ABOUT_CONFIG = "Settings from a YAML or JSON file, such as a run's config.json; flags override them, --no-NAME turns a switch off. Default: none."
+ABOUT_CONFIG = (
+    "Settings from a YAML or JSON file, such as a run's config.json; flags override them, --no-NAME turns a switch off. "
+    "Default: none."
+)
 CONFIG = Flag("config", Path, "FILE", False, False, None, ABOUT_CONFIG)
 
 

@@ -195,7 +195,7 @@ def test_a_push_that_the_hub_does_not_take(taking_hub, tmp_path):
     endpoint, _, taken = taking_hub
     (tmp_path / "config.json").write_text("{}")
     for address, token, said in (
-        (endpoint, "hf_wrong", "the hub did not take it (401"),
+        (endpoint, "hf_wrong", "the hub did not take it (Client error '401 Unauthorized'"),
         ("http://127.0.0.1:9", TOKEN, "the hub did not take it"),
     ):
         done = in_its_own_process(PUSH, address, tmp_path / "none", tmp_path, "someone/mine", HF_TOKEN=token)

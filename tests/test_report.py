@@ -327,9 +327,9 @@ def test_the_answer_over_seeds_names_the_setting_and_its_test_score(swept: list[
         "Full, learning_rate 5e-05 had the best mean eval accuracy, 85.0 % ± 5.0 (3 seeds). "
         "Its test accuracy, which chose nothing, is 85.0 % ± 5.0 (3 seeds)."
     )
-    assert "full, learning_rate 5e-05 less partial" in caution(swept)
+    assert "Full, learning_rate 5e-05 less partial" in caution(swept)
     text = html(swept)
-    assert "<h2>Over seeds</h2>" in text and "0: 80.0 %, 1: 85.0 %, 2: 90.0 %" in text
+    assert "<h2>Over seeds</h2>" in text and "0: 80.0 %, 1: 85.0 %, 2: 90.0 %".replace(" %", "\N{NO-BREAK SPACE}%") in text
     assert "<h2>Over seeds</h2>" not in html(swept[::3])
 
 
@@ -431,7 +431,7 @@ def test_page_is_accessible(text: str):
     assert all(after <= before + 1 for before, after in pairwise(headings))
     assert all(th.get("scope") in ("col", "row") for th in page.all("th"))
     assert all(svg["role"] == "img" and svg["aria-label"] for svg in page.all("svg"))
-    assert len(page.all("figure")) == len(page.all("figcaption")) == 7
+    assert len(page.all("figure")) == len(page.all("figcaption")) == 8
 
 
 def test_ids_are_unique_and_every_reference_has_its_target(text: str):

@@ -18,8 +18,8 @@ def arguments(tiny_bert, few_reviews, tmp_path_factory):
     """Of a sweep of two learning rates and two seeds."""
     data = ("--train-file", few_reviews["train"], "--eval-file", few_reviews["eval"], "--test-file", few_reviews["eval"])
     output = tmp_path_factory.mktemp("sweep") / "runs"
-    flags = ("--methods", "full", "--learning-rate", "1e-3,1e-4", "--seeds", "0,1", "--resume", "--json")
-    return [str(a) for a in ("compare", "--model", tiny_bert, *data, "--output", output, *SHORT, *flags)]
+    flags = ("--methods", "partial", "--train-parameters", "head", "--learning-rate", "1e-3,1e-4", "--seeds", "0,1")
+    return [str(a) for a in ("compare", "--model", tiny_bert, *data, "--output", output, *SHORT, *flags, "--resume", "--json")]
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +35,14 @@ def results(directory):
 
 def test_one_compilation_serves_all_runs_and_only_the_best_is_tested(swept):
     found = results(swept)
-    assert list(found) == [f"full-lr-{rate}-seed-{seed}" for rate in ("0.0001", "0.001") for seed in (0, 1)]
+    assert list(found) == [f"partial-lr-{rate}-seed-{seed}" for rate in ("0.0001", "0.001") for seed in (0, 1)]
     compiled = [name for name, result in found.items() if result["seconds"]["compile"]]
-    assert compiled == ["full-lr-0.001-seed-0"]  # the first one
+    assert compiled == ["partial-lr-0.001-seed-0"]  # the first one
     said = json.loads((swept / "sweep.json").read_text())
     means = {setting["learning_rate"]: setting["scores"]["mean"] for setting in said["settings"]}
     best = said["best"]["learning_rate"]
     assert means[best] == max(means.values())
-    assert [name for name, result in found.items() if "test" in result] == [f"full-lr-{best:g}-seed-{s}" for s in (0, 1)]
+    assert [name for name, result in found.items() if "test" in result] == [f"partial-lr-{best:g}-seed-{s}" for s in (0, 1)]
     assert said["best"]["test"]["values"] == said["best"]["scores"]["values"]  # the same rows, of the same models
     assert len(said["differences"][0]["differences"]) == 2 and len(said["differences"][0]["interval"]) == 2
     page = (swept / "report.html").read_text(encoding="utf-8")
@@ -51,8 +51,8 @@ def test_one_compilation_serves_all_runs_and_only_the_best_is_tested(swept):
 
 def test_a_run_of_a_sweep_is_the_run_that_train_makes(swept, arguments, tmp_path):
     plain = ["train", *arguments[1 : arguments.index("--output")], "--output", str(tmp_path / "run"), *SHORT, "--seed", "1"]
-    main([*plain, "--learning-rate", "1e-4"])
-    weights = [d / "model" / "model.safetensors" for d in (tmp_path / "run", swept / "full-lr-0.0001-seed-1")]
+    main([*plain, "--learning-rate", "1e-4", "--method", "partial", "--train-parameters", "head"])
+    weights = [d / "model" / "model.safetensors" for d in (tmp_path / "run", swept / "partial-lr-0.0001-seed-1")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 

@@ -65,6 +65,7 @@ def test_trackers_get_the_numbers_of_metrics_jsonl(trackers, tiny_bert, few_revi
 
 def test_a_tracker_that_is_not_there_or_does_not_start(trackers, tiny_bert, few_reviews, tmp_path, capsys, monkeypatch):
     arguments = ["train", "--model", tiny_bert, "--train-file", few_reviews["train"], "--output", tmp_path / "run"]
+    arguments += ["--max-length", 64, "--batch-size", 8]
     with monkeypatch.context() as changed:
         changed.setitem(sys.modules, "wandb", None)
         assert "pip install 'ftjax[wandb]'" in fail(capsys, *arguments, "--tracker", "wandb")

@@ -54,7 +54,7 @@ def caution(runs: Sequence[RunRecord]) -> str:
     if len(found := settings(runs)) < len(runs):
         best_one = best_setting(found)
         pairs = [difference(best_one, other) for other in found if other is not best_one]
-        return " ".join(pair.sentence for pair in pairs if pair)
+        return " ".join(pair.sentence[:1].upper() + pair.sentence[1:] for pair in pairs if pair)
     first = best(runs)
     if first is None or measure(runs)[1] != "accuracy" or (second := _second(runs, first)) is None:
         return ""

@@ -89,7 +89,9 @@ def draw(
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # a user's matplotlibrc does not change the page
         matplotlib.rcParams.update(settings)
-        figure = Figure(figsize=(5.2, 3.5), layout="constrained")
+        columns = max(1, min(3, 60 // (5 + max(len(one.name) for one in series))))
+        rows = -(-len(series) // columns) if len(series) > 1 else 0
+        figure = Figure(figsize=(5.2, 3.5 + 0.23 * max(0, rows - 1)), layout="constrained")
         axes = figure.add_subplot()
         for one in series:
             colour, line = SERIES[one.number % COLOURS], LINES[one.number % len(LINES)]
@@ -102,14 +104,13 @@ def draw(
                 axes.plot(x, smoothed(y), color=colour, linestyle=line, linewidth=1.8, label=one.name)
         if diagonal:
             lowest = min(value for one in series for value in (*one.x, *one.y))
-            axes.plot([lowest, 100.0], [lowest, 100.0], color=FAINT, linewidth=1.6, zorder=0)
-        rows = -(-len(series) // 3) if len(series) > 1 else 0
+            axes.plot([lowest, 100.0], [lowest, 100.0], color=INK, alpha=0.35, linewidth=1.0, zorder=0)
         axes.set_title(title, loc="left", fontsize=11, pad=8 + 17 * rows)
         if rows:
             axes.legend(
                 loc="lower left",
                 bbox_to_anchor=(-0.02, 0.99),
-                ncols=3,
+                ncols=columns,
                 frameon=False,
                 borderaxespad=0.2,
                 handlelength=2.6,

@@ -50,8 +50,13 @@ def html(runs: Sequence[RunRecord]) -> str:
     if not runs:
         raise InputError("No run to report on: give at least one finished run's directory.")
     title = f"Fine-tuning {_short(runs[0].config.get('model'))}"
+    top = [tag("h1", title), tag("p", _together(answer(runs)), class_="answer")]
+    top += [tag("p", _together(line), class_="quiet") for line in (caution(runs), _setup(runs)) if line]
+    over_seeds = _over_seeds(runs)
+    if over_seeds:
+        runs = [setting.runs[0] for setting in settings(runs)]
     sections = (
-        ("Over seeds", _over_seeds(runs)),
+        ("Over seeds", over_seeds),
         ("Comparison" if len(runs) > 1 else "Result", _comparison(runs)),
         ("Learning curves", _curves(runs)),
         ("What it cost", _cost(runs)),
@@ -65,8 +70,6 @@ def html(runs: Sequence[RunRecord]) -> str:
         ("All results", _results(runs)),
         ("Reproduce", _commands(runs)),
     )
-    top = [tag("h1", title), tag("p", _together(answer(runs)), class_="answer")]
-    top += [tag("p", line, class_="quiet") for line in (caution(runs), _setup(runs)) if line]
     main = [*top, *(tag("section", tag("h2", heading), "\n", body) for heading, body in sections if body)]
     versions = runs[0].config.get("versions")
     version = versions.get("ftjax", "") if isinstance(versions, dict) else ""
@@ -99,7 +102,11 @@ def _over_seeds(runs: Sequence[RunRecord]) -> Html:
     if len(found) == len(runs):
         return Html()
     header, rows = seeds_table(found)
-    said = "Mean ± standard deviation over seeds; time and memory are means, and the first run of a sweep compiles for all."
+    rows = [[_together(cell) for cell in row] for row in rows]
+    said = (
+        "Mean ± standard deviation over seeds; time and memory are means, and the first run of a sweep compiles for all. "
+        "What follows is of each setting's first seed."
+    )
     strong = found.index(best_setting(found)) if len(found) > 1 else None
     return join((_table("Settings over seeds", header, rows, text=(2,), strong=strong), tag("p", said, class_="quiet")))
 
