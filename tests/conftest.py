@@ -5,7 +5,6 @@ import dataclasses
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -19,7 +18,9 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["HF_HUB_OFFLINE"] = "1"
 sys.path.insert(0, str(ROOT / "experiments"))
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])  # for the processes that tests start
 
+import forked  # noqa: E402
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
@@ -99,13 +100,17 @@ def few_reviews(tmp_path_factory, review_files) -> dict[str, Path]:
 
 def run_command(*arguments, timeout=300, **options):
     """The real command in a process of its own, on one device: the finished process, output as text."""
-    command = [sys.executable, "-m", "ftjax", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=command_environment(), **options)
+    return start_command(*arguments, **options).finish(timeout)
+
+
+def start_command(*arguments, **options):
+    """The same, while it runs."""
+    return forked.Command(*arguments, environment=command_environment(), **options)
 
 
 def command_environment() -> dict[str, str]:
     """The suite's environment with one CPU device, as a user's machine has."""
-    return {**os.environ, "XLA_FLAGS": FAST_COMPILE, "PYTHONPATH": str(ROOT)}
+    return {**os.environ, "XLA_FLAGS": FAST_COMPILE}
 
 
 def tiny_config(**changes) -> BertConfig:

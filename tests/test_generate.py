@@ -211,7 +211,7 @@ def test_mistakes_are_one_line(talker, tmp_path, minilm):
         with pytest.raises(InputError, match=words) as caught:
             run(command)
         assert "\n" not in str(caught.value)
-    out = run_command("chat", "--model", plain, stdin=subprocess.DEVNULL)
+    out = run_command("chat", "--model", plain)
     assert out.returncode == 2
     assert out.stderr == f"ftjax: {plain}: its tokenizer has no chat template; use ftjax generate.\n"
 

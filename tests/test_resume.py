@@ -2,14 +2,11 @@
 
 import json
 import os
-import shlex
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
-from conftest import command_environment, run_command
+from conftest import run_command, start_command
 
 pytestmark = pytest.mark.xdist_group("resume")  # one reference run for all of these
 
@@ -50,14 +47,13 @@ def untimed(value):
 
 def interrupt(arguments, output, number, when):
     """Start the run, send it a signal once `when()` says so, and return its exit status."""
-    command = [sys.executable, "-m", "ftjax", *map(str, arguments), "--output", str(output)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=command_environment()) as process:
-        deadline = time.monotonic() + 200
-        while process.poll() is None and not when() and time.monotonic() < deadline:
-            time.sleep(0.002)
-        process.send_signal(number)
-        _, stderr = process.communicate(timeout=100)
-    return process.returncode, stderr
+    command = start_command(*arguments, "--output", output)
+    deadline = time.monotonic() + 200
+    while command.running and not when() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    command.send_signal(number)
+    done = command.finish(timeout=100)
+    return done.returncode, done.stderr
 
 
 def logged(output, step):
@@ -130,9 +126,7 @@ def test_a_full_disk_ends_clearly_and_the_last_checkpoint_survives(arguments, re
     saved = sorted(os.listdir(output / "checkpoints"))
 
     # As much of a full disk as a test may have anywhere: no file may grow beyond 100 kB.
-    command = shlex.join([sys.executable, "-m", "ftjax", *map(str, arguments), "--output", str(output)])
-    limited = ["bash", "-c", f"ulimit -f 100; exec {command}"]
-    full = subprocess.run(limited, capture_output=True, text=True, timeout=200, env=command_environment())
+    full = run_command(*arguments, "--output", output, largest_file=100_000)
     assert full.returncode == 2, full.stderr
     assert "Traceback" not in full.stderr
     assert "--resume" in full.stderr.splitlines()[-1]

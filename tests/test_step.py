@@ -27,22 +27,33 @@ SPECIAL = (0, 1, 2, 3, 4)
 step_of = jax.jit(train_step)
 eval_step = jax.jit(pure_eval_step)
 TOLERANCE = {"rtol": 2e-5, "atol": 2e-7}  # float32, sums in another order
+SGD, SMALL_STEPS = optax.sgd(1.0), optax.sgd(0.1)  # made once, as models are: equal states then share compiled steps
+
+
+@functools.cache
+def shared_model(**config):
+    return tiny_model(config=config)
+
+
+@functools.cache
+def shared_adamw(names, learning_rate, clip):
+    return adamw(names, learning_rate, max_gradient_norm=clip)
 
 
 def make_state(spec="all", method="self-supervised", microbatches=1, learning_rate=1e-3, clip=1.0, config=None, optimizer=None):
-    model, params = tiny_model(config=config or {})
+    model, params = shared_model(**(config or {}))
     terms = (Term("classification", 1.0, Classification(model)),)
     if method == "self-supervised":
         terms += (Term("masked_lm", 0.3, MaskedLM(model, 4, SPECIAL)),)
     labels = label(params, spec, layers=2)
-    names = [name for name, found in labels.items() if found == "trained"]
-    optimizer = optimizer or adamw(names, learning_rate, max_gradient_norm=clip)
+    names = tuple(name for name, found in labels.items() if found == "trained")
+    optimizer = optimizer or shared_adamw(names, learning_rate, clip)
     return create_state(params, labels, terms, optimizer, microbatches=microbatches)
 
 
 def plain_sgd(**kwargs):
     """A state whose step is minus the gradient: the new parameters show the gradient itself."""
-    return make_state(optimizer=optax.sgd(1.0), **kwargs)
+    return make_state(optimizer=SGD, **kwargs)
 
 
 def assert_same(a, b, **tolerance):
@@ -94,7 +105,7 @@ def test_masked_positions_do_not_depend_on_padding():
 
 
 @settings(deadline=None, max_examples=25)
-@given(st.integers(0, 2**31 - 1), st.integers(2, 40))
+@given(st.integers(0, 2**31 - 1), st.sampled_from([2, 3, 7, 40]))
 def test_masking_touches_only_maskable_tokens_and_remembers_them(seed, length):
     rng = np.random.default_rng(seed)
     ids = rng.integers(0, 64, (3, length)).astype(np.int32)
@@ -201,7 +212,7 @@ def test_eight_devices_equal_one(spec, microbatches):
     def train(devices):
         mesh = data_mesh(devices)
         step = Compiled(data_parallel(train_step, mesh), mesh, donate=True)
-        state = replicate(make_state(spec, microbatches=microbatches, optimizer=optax.sgd(0.1)), mesh)
+        state = replicate(make_state(spec, microbatches=microbatches, optimizer=SMALL_STEPS), mesh)
         history = []
         for batch in batches:
             state, metrics = step(state, batch)
@@ -216,8 +227,8 @@ def test_eight_devices_equal_one(spec, microbatches):
 def test_pmap_equals_jit():
     batches = [random_batch(rows=16, seed=seed, unlabeled=3) for seed in range(2)]
     # SGD: Adam's quotient of two small numbers would magnify differences in the order of sums
-    state, step = make_state(optimizer=optax.sgd(0.1)), jax.jit(train_step)
-    mapped_state, mapped = stack_state(make_state(optimizer=optax.sgd(0.1))), pmap_step(train_step)
+    state, step = make_state(optimizer=SMALL_STEPS), jax.jit(train_step)
+    mapped_state, mapped = stack_state(make_state(optimizer=SMALL_STEPS)), pmap_step(train_step)
     for batch in batches:
         state, metrics = step(state, batch)
         mapped_state, mapped_metrics = mapped(mapped_state, batch)
