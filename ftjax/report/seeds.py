@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,9 +118,12 @@ class Difference:
 
 def settings(runs: Sequence[RunRecord], *, split: str | None = None) -> list[Setting]:
     """The runs by setting, in the order of their first ones; scores of `split`, or of the one that all runs have."""
-    groups: dict[str, list[RunRecord]] = {}
+    groups: dict[tuple[str, int], list[RunRecord]] = {}
+    met = Counter[str]()
     for run in runs:
-        groups.setdefault(repr(sorted(_settings(run).items())), []).append(run)
+        setting = repr(sorted(_settings(run).items()))
+        met[with_seed := f"{setting} {run.config.get('seed')}"] += 1
+        groups.setdefault((setting, met[with_seed]), []).append(run)  # the same run again is no other seed
     usual, metric = measure(runs)
     split = split or usual
     chosen = {str(run.result.get("metric")) for run in runs}
@@ -196,7 +200,9 @@ def _names(firsts: Sequence[RunRecord]) -> list[str]:
         ours = [_settings(run) for run in firsts if run.method == method]
         differing += [key for key in ours[0] if any(other.get(key) != ours[0][key] for other in ours)]
     keys = [key for key in dict.fromkeys(key for run in firsts for key in run.config) if key in differing]
-    return [", ".join([run.method, *(f"{key} {_say(run.config.get(key))}" for key in keys)]) for run in firsts]
+    found = [", ".join([run.method, *(f"{key} {_say(run.config.get(key))}" for key in keys)]) for run in firsts]
+    alike = Counter(found)
+    return [name if alike[name] == 1 else f"{name} ({run.directory.name})" for name, run in zip(found, firsts, strict=True)]
 
 
 def _say(value: Any) -> str:
