@@ -320,7 +320,7 @@ def predict(command: Predict) -> None:
     if command.file is not None:
         from ftjax.data.files import read_file
 
-        columns = {"text_column": command.text_column, "text_pair_column": command.text_pair_column}
+        columns: dict[str, Any] = {"text_column": command.text_column, "text_pair_column": command.text_pair_column}
         rows = read_file(command.file, **columns, label_column=None)
         texts, pairs = rows.texts, rows.pairs
     lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in classifier(command).predict(texts, pairs))
@@ -403,7 +403,9 @@ class LateCallbacks(asyncio.SelectorEventLoop):
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         """Nothing: the failure that matters is raised where the loop was run."""
 
-    def call_soon_threadsafe(self, callback: Any, *arguments: Any, context: Any = None) -> asyncio.Handle:
+    def call_soon_threadsafe(  # type: ignore[override]
+        self, callback: Any, *arguments: Any, context: Any = None
+    ) -> asyncio.Handle:
         """As the base class, but nothing happens after `close`."""
         if self.is_closed():
             return asyncio.Handle(callback, arguments, self, context)

@@ -21,6 +21,7 @@ from ftjax.weight import Weight, parse_weight
 Method = Literal["full", "partial", "self-supervised"]
 METHODS: tuple[Method, ...] = ("full", "partial", "self-supervised")
 Metric = Literal["accuracy", "macro_f1", "matthews", "loss"]
+Tracker = Literal["wandb", "trackio"]
 Augmentation = Literal["token-dropout", "token-mask", "span-deletion", "word-swap", "dropout"]
 
 DEFAULT_WEIGHTS = {
@@ -186,7 +187,7 @@ class TrainConfig:
     """Steps between lines of metrics.jsonl."""
     save_every: int | None = None
     """Steps between checkpoints, besides one at the end of every epoch."""
-    tracker: tuple[Literal["wandb", "trackio"], ...] = ()
+    tracker: tuple[Tracker, ...] = ()
     """Besides TensorBoard, send the numbers of metrics.jsonl to wandb (Weights & Biases), trackio or both."""
     tracker_project: str = "ftjax"
     """What --tracker calls the project."""
@@ -335,8 +336,9 @@ class TrainConfig:
         """The settings of a run from its config.json; keys that are no setting are left aside."""
         fields = {f.name: f for f in dataclasses.fields(TrainConfig) if f.name in saved}
         paths = {name for name, field in fields.items() if "Path" in str(field.type)}
-        values = {n: Path(saved[n]) if n in paths and saved[n] is not None else saved[n] for n in fields}
-        return TrainConfig(**{n: tuple(value) if isinstance(value, list) else value for n, value in values.items()})
+        values: dict[str, Any] = {n: Path(saved[n]) if n in paths and saved[n] is not None else saved[n] for n in fields}
+        values = {n: tuple(value) if isinstance(value, list) else value for n, value in values.items()}
+        return TrainConfig(**values)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, paths as strings."""
@@ -409,7 +411,7 @@ class CompareConfig(TrainConfig):
 
     def rates(self, method: Method) -> tuple[float, ...]:
         """The learning rates to try a method with."""
-        return (method == "partial" and self.partial_learning_rate) or self.learning_rate  # type: ignore[return-value]
+        return (method == "partial" and self.partial_learning_rate) or self.learning_rate
 
     @property
     def is_sweep(self) -> bool:
@@ -494,7 +496,7 @@ class StepConfig(TrainConfig):
     buckets: Annotated[int | None, Hidden] = None
     log_every: Annotated[int, Hidden] = 10
     save_every: Annotated[int | None, Hidden] = None
-    tracker: Annotated[tuple[str, ...], Hidden] = ()
+    tracker: Annotated[tuple[Tracker, ...], Hidden] = ()
     tracker_project: Annotated[str, Hidden] = "ftjax"
     num_labels: int = 2
     """Classes of the head, where --model names none."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import numpy as np
 
@@ -14,7 +16,7 @@ from ftjax.parallel import Compiled
 from ftjax.prefix import Attach, unchanged
 
 
-def predict_step(model: Model):  # noqa: ANN201 (the returned step is described below)
+def predict_step(model: Model) -> Callable[[Params, Batch], jax.Array]:
     """A step (params, batch) -> float32 logits (batch, classes), dropout off."""
 
     def step(params: Params, batch: Batch) -> jax.Array:

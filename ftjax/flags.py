@@ -133,7 +133,7 @@ def flags_of(command: type) -> dict[str, Flag]:
     found, abouts = {}, _docstrings(command)
     hints = typing.get_type_hints(command, include_extras=True)
     for field in dataclasses.fields(command):
-        hint, marks = hints[field.name], ()
+        hint, marks = hints[field.name], list[Any]()
         if typing.get_origin(hint) is typing.Annotated:
             hint, *marks = typing.get_args(hint)
         if tyro.conf.Suppress in marks:
@@ -151,7 +151,7 @@ def flags_of(command: type) -> dict[str, Flag]:
             metavar = {bool: "", int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}.get(kind, "VALUE")
         metavar += " ..." if several and special is None else ""
         positional = tyro.conf.Positional in marks
-        about, read = abouts.get(field.name, ""), special and special.instance_from_str
+        about, read = abouts.get(field.name, ""), None if special is None else special.instance_from_str
         found[field.name] = Flag(field.name, kind, metavar, several, positional, field.default, about, read)
     return found | {"config": CONFIG}
 
@@ -239,14 +239,14 @@ def prepared(name: str, command: type, arguments: Sequence[str]) -> list[str]:
 
     Raises InputError for a flag that does not exist, a value that its flag cannot have, and a required flag that is absent.
     """
-    flags, given, rest = flags_of(command), {}, []
+    flags, rest = flags_of(command), list[str]()
+    given: dict[str, list[str] | None] = {}
     for flag, values in _split(name, flags, arguments):
         if flag is None:
-            rest += values
+            rest += values or ()
         elif flag is CONFIG:
-            if len(values) != 1:
-                raise InputError("--config: give one file.")
-            given = _settings(Path(values[0]), name, command) | given
+            (path,) = values or ("",)
+            given = _settings(Path(path), name, command) | given
         else:
             given[flag.name] = values
     absent = [f for f in flags.values() if f.default is dataclasses.MISSING and not f.positional and f.name not in given]

@@ -172,7 +172,8 @@ class Session:
         self.mesh = data_mesh()
         self.checkpoints = Checkpoints(self.config.output / "checkpoints", higher_is_better=self.higher_is_better)
         self.progress = Progress()
-        self.step, self.prefix = 0, None
+        self.step = 0
+        self.prefix: FrozenPrefix | None = None
         if (step := self.checkpoints.latest_step()) is not None:
             self.step, self.stage = step, run.stage_of(step)
             self.state, progress = self.checkpoints.restore(step, run.state_of(self.stage))
@@ -241,7 +242,10 @@ class Session:
         self.train_step, self.eval_step, self.predict = programs.train, programs.eval, programs.predict
         if self.prefix is not None:
             self.prefix.clean()
-        self.prefix, self.attach_train, self.attach_eval, self.attach = None, unchanged, unchanged, unchanged
+        self.prefix = None
+        self.attach_train: Attach = unchanged
+        self.attach_eval: Attach = unchanged
+        self.attach: Attach = unchanged
         if not stage.prefix:
             return
         per_epoch = data.steps_per_epoch(config.batch_size)
@@ -442,7 +446,9 @@ class Session:
 
     def test_scores(self) -> dict[str, float]:
         """Scores of the test rows, whose predictions go to the run's directory."""
-        return self.scores(self.run.data.test, self.attach, predictions=self.config.output / "predictions.jsonl")
+        test = self.run.data.test
+        assert test is not None
+        return self.scores(test, self.attach, predictions=self.config.output / "predictions.jsonl")
 
     def write_result(self, result: dict[str, Any]) -> None:
         """result.json, and what is made of it: the model's card and the report."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -57,7 +58,7 @@ class Data:
 
 def read_rows(config: TrainConfig) -> tuple[list[Rows], Rows | None, Rows | None]:
     """(training rows: labelled file, then unlabelled; evaluation rows; test rows)."""
-    columns = {
+    columns: dict[str, Any] = {
         "text_column": config.text_column,
         "text_pair_column": config.text_pair_column,
         "label_column": config.label_column,
@@ -119,7 +120,7 @@ def prepare_data(config: TrainConfig, say: Say, buckets: tuple[int, ...] = ()) -
     tokenizer = load_tokenizer(directory)
     encoded = [encode(rows, tokenizer, labels, config.max_length) for rows in train_rows]
     train = encoded[0] if len(encoded) == 1 else join(*encoded)
-    held_out = [rows and encode(rows, tokenizer, labels, config.max_length) for rows in (eval_rows, test_rows)]
+    held_out = [r if r is None else encode(r, tokenizer, labels, config.max_length) for r in (eval_rows, test_rows)]
     for rows, examples in zip([*train_rows, eval_rows, test_rows], [*encoded, *held_out], strict=True):
         if rows is None or examples is None:
             continue

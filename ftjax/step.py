@@ -111,7 +111,8 @@ def train_step(
     key = jax.random.fold_in(state.key, state.step)
     parts = microbatches(batch, state.microbatches)
     cuts = cuts or {}
-    whole = functools.partial(zero.gather, axis_name=axis_name, dtype=jnp.dtype(dtype))
+    axis = axis_name or ""  # parts are of an axis; without one there are none
+    whole = functools.partial(zero.gather, axis_name=axis, dtype=jnp.dtype(dtype))
     gathered = {name: at for name, at in cuts.items() if name not in looked_up(state.objective, cuts)}
     params = whole(state.trainable, gathered) if cuts else state.trainable
     teacher_cuts = {PREFIX + name: at for name, at in cuts.items()}
@@ -149,8 +150,8 @@ def train_step(
     if cuts:
         (total, metrics) = everywhere((total, metrics))
         parts = {name: gradients.pop(name) for name in cuts if name not in gathered}  # summed already
-        gradients = zero.scatter(gradients, gathered, axis_name) | parts
-        norm = zero.norm(gradients, cuts, axis_name)
+        gradients = zero.scatter(gradients, gathered, axis) | parts
+        norm = zero.norm(gradients, cuts, axis)
     else:
         total, metrics, gradients = everywhere((total, metrics, gradients))
         norm = optax.tree.norm(gradients)

@@ -8,9 +8,10 @@ import os
 import re
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ftjax.config import PlanConfig
@@ -50,7 +51,7 @@ def search(config: PlanConfig, mesh: Mesh, chip: Chip | None, say: Say) -> dict[
     less than 1 %.
     """
     tried: list[dict[str, Any]] = []
-    shardings = ("zero1", "replicated") if mesh.size > 1 else ("replicated",)
+    shardings: tuple[Literal["zero1", "replicated"], ...] = ("zero1", "replicated") if mesh.size > 1 else ("replicated",)
     for remat, sharding in [(remat, sharding) for remat in (False, True) for sharding in shardings]:
         size, before = config.batch_size, 0.0
         while True:
@@ -192,7 +193,7 @@ def prefix_program(run: Run, mesh: Mesh, arguments: tuple[Any, ...]) -> Any:
     """The program that computes what the frozen layers make of a batch."""
     size, length = run.config.batch_size, run.data.buckets[-1]
     rows = NamedSharding(mesh, PartitionSpec(DATA))
-    batch = jax.eval_shape(lambda: make_batch(full_rows(size, length), range(size), length, size, 0))
+    batch = jax.eval_shape(lambda: make_batch(full_rows(size, length), np.arange(size), length, size, 0))
     batch = {n: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows) for n, leaf in batch.items()}
     return Compiled(prefix_step(run.stages[0].model), mesh, donate=False).program(arguments[1], batch)
 

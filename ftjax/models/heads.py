@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +63,7 @@ class TextModel(nnx.Module):
         dtype: jnp.dtype,
     ) -> None:
         (self.part,) = config.parts
-        setattr(self, self.part, body(config, dtype))
+        setattr(self, self.part, body(config, dtype))  # type: ignore[call-arg]  # every one takes these
         if pooler or (num_labels is not None and classifier == "pooled"):
             self.pooler = Dense(config.hidden_size, config.hidden_size, dtype)
         if num_labels is not None:
@@ -70,7 +71,7 @@ class TextModel(nnx.Module):
         if masked_lm:
             self.masked_lm = MaskedLMHead(config, dtype)
         if causal_lm:
-            self.lm_head = NextTokenHead(config, dtype)
+            self.lm_head = NextTokenHead(config, dtype)  # type: ignore[arg-type]  # of decoders alone
         self.causal_lm, self.scan = causal_lm, scan
         self.pooled, self.pooling, self.averaged = classifier == "pooled", config.pooling, classifier == "mean"
         self.dropout_rate = config.head_dropout
@@ -110,7 +111,7 @@ class TextModel(nnx.Module):
         by_stage = [None if off else seeds for off in frozen]
         start = leading(frozen) if "prefix" in batch else 0
         states = [batch["prefix"] if "prefix" in batch else body.embed(batch, by_stage[0])]
-        context = body.context(batch) if start < stop else None
+        context: Any = body.context(batch) if start < stop else None
         single = readout and not self.averaged and stop == layers  # of the last layer only one position is read
         alone = stop - 1 if single else stop
         if self.scan and isinstance(body, Decoder) and start < alone:

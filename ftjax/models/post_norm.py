@@ -123,7 +123,7 @@ class PostNormAttention(nnx.Module):
         """
         query = self.by_head(self.query(hidden[:, :1]))[:, 0]  # (batch, heads, head_size)
         (key, key_bias), (value, value_bias) = (
-            (self.by_head(dense.weight()[None])[0], self.by_head(dense.bias[...].astype(jnp.float32)[None, None])[0])
+            (self.by_head(dense.weight()[None])[0], self.by_head(dense.bias[...].astype(jnp.float32)[None, None])[0])  # type: ignore[index]
             for dense in (self.key, self.value)
         )
         along = dot("bhd,ihd->bhi", query, key, self.dtype)

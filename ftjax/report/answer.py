@@ -116,7 +116,7 @@ def _cost(run: RunRecord) -> str:
 
 def _next_to_full(run: RunRecord, full: RunRecord) -> str:
     """Such as `36 % of full's training time and 1.6 times its peak memory`."""
-    parts = []
+    parts: list[str] = []
     for key, what in (("train_seconds", "training time"), ("peak_memory_bytes", "peak memory")):
         mine, base = finite(run.result.get(key)), finite(full.result.get(key))
         if mine is not None and base:

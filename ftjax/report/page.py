@@ -355,7 +355,7 @@ def _settings(runs: Sequence[RunRecord]) -> Html:
     values = {key: [_say(run.config.get(key)) for run in runs] for key in keys}
     shared = [[key, said[0]] for key, said in values.items() if len(set(said)) == 1 and said[0]]
     differing = [[key, *(text or MISSING for text in said)] for key, said in values.items() if len(set(said)) > 1]
-    parts = []
+    parts: list[str] = []
     if differing:
         parts += [
             tag("h3", "Different between the runs"),
