@@ -311,9 +311,13 @@ def _settings(path: Path, name: str, command: type) -> dict[str, list[str] | Non
             raise InputError(f"--config {path}: ftjax {name} has no setting {key!r}.{near}")
         if isinstance(value, dict):
             raise InputError(f"--config {path}: {key} must be a value or a list of values.")
-        if value is None or value is False or value == []:
+        if value is None or value == []:
             continue
-        if flags[field].kind is bool and value is not True:
+        if flags[field].kind is bool and not isinstance(value, bool):
             raise InputError(f"--config {path}: {key} must be true or false.")
+        if flags[field].kind is not bool and isinstance(value, bool):
+            raise InputError(f"--config {path}: {key} must not be {value}; a word such as no or on needs quotes in YAML.")
+        if value is False:
+            continue
         found[field] = [] if value is True else [str(item) for item in (value if isinstance(value, list) else [value])]
     return found

@@ -110,6 +110,7 @@ mask_once: false
         ("- 1", "must hold names and values"),
         ("model: {a: 1}", "model must be a value"),
         ("resume: maybe", "resume must be true or false"),
+        ("label_column: no", "needs quotes"),
         ("method: fulll", "Did you mean 'full'?"),
         ("a: [", "cannot be read"),
     ):
