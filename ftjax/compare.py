@@ -65,6 +65,10 @@ def sweep(config: CompareConfig, runs: list[TrainConfig], terminal: Terminal) ->
             terminal.say(pair.sentence)
     if len(found) > 1:
         terminal.say(f"Best by {best.measured}: {best.name}.")
+    if before := [other.name for other in found if other is not best and any("test" in run.result for run in other.runs)]:
+        terminal.say(
+            f"Before this grid was larger, the test rows were scored with {', '.join(before)}: they are no longer new."
+        )
     if config.test_file or config.test_split:
         programs: Programs = {}
         tested: list[RunRecord] = []

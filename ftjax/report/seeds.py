@@ -117,7 +117,10 @@ class Difference:
 
 
 def settings(runs: Sequence[RunRecord], *, split: str | None = None) -> list[Setting]:
-    """The runs by setting, in the order of their first ones; scores of `split`, or of the one that all runs have."""
+    """The runs by setting, in the order of their first ones, with scores of `split`.
+
+    Without one: of the evaluation rows, which are there to choose by, else of what all runs have.
+    """
     groups: dict[tuple[str, int], list[RunRecord]] = {}
     met = Counter[str]()
     for run in runs:
@@ -125,10 +128,12 @@ def settings(runs: Sequence[RunRecord], *, split: str | None = None) -> list[Set
         met[with_seed := f"{setting} {run.config.get('seed')}"] += 1
         groups.setdefault((setting, met[with_seed]), []).append(run)  # the same run again is no other seed
     usual, metric = measure(runs)
+    own = str(runs[0].result.get("metric"))  # by which the runs chose their best epochs
+    for where in (split,) if split else ("eval", "test"):
+        if all(run.score(where, own) is not None for run in runs):
+            usual, metric = where, own
+            break
     split = split or usual
-    chosen = {str(run.result.get("metric")) for run in runs}
-    if len(chosen) == 1 and all(run.score(split, *chosen) is not None for run in runs):
-        metric = chosen.pop()  # by which the runs chose their best epochs
     found = []
     for group, name in zip(groups.values(), _names([group[0] for group in groups.values()]), strict=True):
         scored = {run.config.get("seed", 0): score for run in group if (score := run.score(split, metric)) is not None}
