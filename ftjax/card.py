@@ -9,8 +9,15 @@ from typing import Any
 from ftjax.config import TrainConfig
 from ftjax.report.formats import decimal, duration, finite, integer, memory
 
-PIPELINES = {"classification": "text-classification", "token-classification": "token-classification"}
-"""--task -> what the hub calls it."""
+PIPELINES = {
+    **dict.fromkeys(("classification", "multi-label", "regression"), "text-classification"),
+    **dict.fromkeys(("token-classification", "question-answering"), None),
+    **dict.fromkeys(("causal-lm", "dialogue"), "text-generation"),
+    **{"seq2seq": "text2text-generation", "masked-lm": "fill-mask"},
+}
+"""--task -> what the hub calls it; None: the same."""
+OF_CLASSES = ("classification", "multi-label", "token-classification")
+"""Tasks that are done only where there were labels."""
 LEFT_OUT = ("model", "output", "resume", "json", "tracker", "tracker_project", "seed", "method")
 """Settings that the card says elsewhere, or that are nobody else's business."""
 
@@ -25,7 +32,8 @@ def card(config: Mapping[str, Any], result: Mapping[str, Any], *, name: str, lib
     labels, files = list(config.get("labels") or ()), _files(config)
     scored = {split: found for split in ("test", "eval") if isinstance(found := result.get(split), Mapping)}
     data = config.get("dataset") or files.get("test") or files.get("eval") or "rows of one's own"
-    pipeline = PIPELINES.get(str(config.get("task"))) if labels else None
+    task = str(config.get("task", "classification"))
+    pipeline = (PIPELINES.get(task) or task) if labels or task not in OF_CLASSES else None
     results = [
         EvalResult(
             task_type=pipeline or "other",
@@ -56,7 +64,7 @@ def card(config: Mapping[str, Any], result: Mapping[str, Any], *, name: str, lib
         ])]  # fmt: skip
     parts += ["## Data", _data(config, files, labels)]
     parts += ["## Method", _method(config, result)]
-    parts += ["## Use", _use(bool(labels), library)]
+    parts += ["## Use", _use(pipeline, library)]
     if command := config.get("command"):
         parts += ["## Reproduce", _code(str(command), "sh")]
     versions = config.get("versions")
@@ -76,8 +84,9 @@ def write_card(directory: Path, config: Mapping[str, Any], result: Mapping[str, 
 def _first(config: Mapping[str, Any], labels: list[Any]) -> str:
     base = str(config.get("model"))
     base = f"[{base}](https://huggingface.co/{base.partition('@')[0]})" if _on_hub(base) else _code(Path(base).name)
-    what = f" It gives a text one of the labels {', '.join(_code(str(label)) for label in labels)}." if labels else ""
-    return f"{base}, fine-tuned with ftjax by the method {_code(str(config.get('method')))}.{what}"
+    what = f" Its labels are {', '.join(_code(str(label)) for label in labels)}." if labels else ""
+    task = _code(str(config.get("task", "classification")))
+    return f"{base}, fine-tuned with ftjax for {task} by the method {_code(str(config.get('method')))}.{what}"
 
 
 def _data(config: Mapping[str, Any], files: Mapping[str, str], labels: list[Any]) -> str:
@@ -112,13 +121,15 @@ def _method(config: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     return _table(["setting", "value"], [*rows, *([key, value] for key, value in took.items() if value not in ("", "–"))])
 
 
-def _use(labels: bool, library: str) -> str:
-    if library == "ftjax":
-        return _code('ftjax predict --model THIS_MODEL "some text"', "sh")
-    if not labels:
+def _use(pipeline: str | None, library: str) -> str:
+    ours = _code('ftjax predict "some text" --model THIS_MODEL', "sh")
+    if pipeline is None:
         return _code("from ftjax.pretrained import load_pretrained\n\nmodel = load_pretrained('THIS_MODEL')", "python")
-    program = 'from transformers import pipeline\n\nprint(pipeline("text-classification", "THIS_MODEL")("some text"))'
-    return _code(program, "python") + "\n\nor, in JAX,\n\n" + _code('ftjax predict --model THIS_MODEL "some text"', "sh")
+    if library == "ftjax" or pipeline == "text2text-generation":  # which transformers has no pipeline for
+        return ours
+    asked = 'question="...", context="..."' if pipeline == "question-answering" else '"some text"'
+    program = f'from transformers import pipeline\n\nprint(pipeline("{pipeline}", "THIS_MODEL")({asked}))'
+    return _code(program, "python") + "\n\nor, in JAX,\n\n" + ours
 
 
 def _files(config: Mapping[str, Any]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import tyro
 
 import ftjax
-from ftjax.config import BenchmarkConfig, CompareConfig, Parameters, PlanConfig, TrainConfig
+from ftjax.config import BenchmarkConfig, CompareConfig, Parameters, PlanConfig, TaskName, TrainConfig
 from ftjax.errors import InputError, Stopped, did_you_mean
 from ftjax.flags import help_of, overview, prepared
 from ftjax.zero_shot.config import ZeroShotConfig
@@ -22,22 +22,26 @@ from ftjax.zero_shot.config import ZeroShotConfig
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """Score a trained model on a file: loss, accuracy, macro F1 and Matthews, exact over every example."""
+    """Score a trained model on a file: the loss and the metrics of its task, exact over every example."""
 
     model: str
     """Directory of a trained model (RUN/model), or its hub id."""
     file: Path
     """Rows with labels."""
-    text_column: str = "text"
-    """Column of the text."""
+    task: TaskName | None = None
+    """Its task, as in ftjax train. Default: what its config.json tells, else classification."""
+    text_column: str | None = None
+    """Column of the text. Default: that of the model's task, as in ftjax train."""
     text_pair_column: str | None = None
-    """Column of the second text, for sentence pairs."""
-    label_column: str = "label"
-    """Column of the label."""
+    """Column of the second text, for sentence pairs, or of the context. Default: that of the model's task."""
+    label_column: str | None = None
+    """Column of the label. Default: that of the model's task, as in ftjax train."""
     batch_size: int = 32
     """Rows at a time."""
     max_length: int | None = None
     """Longest row in tokens, longer ones are cut. Default: as many as the model has positions."""
+    window_overlap: int | None = None
+    """Tokens that windows of a long context have in common, as in ftjax train."""
     precision: str = "float32"
     """Operands of dot products: float32 or bfloat16."""
     json: bool = False
@@ -46,24 +50,30 @@ class Evaluate:
 
 @dataclasses.dataclass(frozen=True)
 class Predict:
-    """Classify texts: one JSON object a line with text, prediction and scores."""
+    """Say what a trained model predicts for texts: one JSON object a line with text, prediction and scores."""
 
     model: str
     """Directory of a trained model (RUN/model), or its hub id."""
     text: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Texts to classify."""
+    """Texts to predict for."""
     file: Path | None = None
-    """Rows to classify, instead of texts."""
+    """Rows to predict for, instead of texts."""
     output: Path | None = None
     """Write there instead of stdout; must not exist."""
-    text_column: str = "text"
-    """Column of the text."""
+    task: TaskName | None = None
+    """Its task, as in ftjax train. Default: what its config.json tells, else classification."""
+    max_new_tokens: int = 128
+    """Longest text that a causal-lm or dialogue model writes, in tokens."""
+    text_column: str | None = None
+    """Column of the text. Default: that of the model's task, as in ftjax train."""
     text_pair_column: str | None = None
-    """Column of the second text, for sentence pairs."""
+    """Column of the second text, for sentence pairs, or of the context. Default: that of the model's task."""
     batch_size: int = 32
     """Rows at a time."""
     max_length: int | None = None
     """Longest row in tokens, longer ones are cut. Default: as many as the model has positions."""
+    window_overlap: int | None = None
+    """Tokens that windows of a long context have in common, as in ftjax train."""
     precision: str = "float32"
     """Operands of dot products: float32 or bfloat16."""
 
@@ -209,25 +219,17 @@ def run(command: Any) -> None:
                 show_benchmark(found)
         case TrainConfig():
             from ftjax.loop import fit
-            from ftjax.rundir import has_labels
+            from ftjax.rundir import predicts
             from ftjax.terminal import Terminal, what_next
 
             with Terminal() as terminal:
                 result = fit(command, terminal)
-                terminal.say(what_next(command, labels=has_labels(command.output)))
+                terminal.say(what_next(command, predicts=predicts(command.output)))
             if command.json:
                 print_json(result)
         case Evaluate():
-            from ftjax.data.files import read_file
-
-            rows = read_file(
-                command.file,
-                text_column=command.text_column,
-                text_pair_column=command.text_pair_column,
-                label_column=command.label_column,
-                require_labels=True,
-            )
-            scores = classifier(command).evaluate(rows)
+            model = predictor(command)
+            scores = model.evaluate(model.task.read_file(command.file, command, require_labels=True))
             if command.json:
                 print_json(scores)
             else:
@@ -299,31 +301,30 @@ def run(command: Any) -> None:
             sys.stdout.write(completion(command.shell, COMMANDS))
 
 
-def classifier(command: Evaluate | Predict) -> Any:
-    """The classifier that a command names."""
-    from ftjax.inference import TextClassifier
+def predictor(command: Evaluate | Predict) -> Any:
+    """The trained model that a command names."""
+    from ftjax.inference import Predictor
 
-    return TextClassifier.load(
-        command.model, max_length=command.max_length, batch_size=command.batch_size, precision=command.precision
-    )
+    names = ("max_length", "batch_size", "precision")
+    return Predictor.load(command.model, **{name: getattr(command, name) for name in names}, settings=command)
 
 
 def predict(command: Predict) -> None:
-    """Classify the texts or the file's rows; a line of JSON each."""
+    """Predictions for the texts or the file's rows; a line of JSON each."""
     if (command.file is None) == (not command.text):
         raise InputError("Give either texts or --file.")
     if command.output is not None and command.file is None:
         raise InputError("--output needs --file; the predictions of texts go to stdout.")
     if command.output is not None and command.output.exists():
         raise InputError(f"--output {command.output}: exists already; choose another file.")
-    texts, pairs = list(command.text), None
+    model = predictor(command)
     if command.file is not None:
-        from ftjax.data.files import read_file
-
-        columns: dict[str, Any] = {"text_column": command.text_column, "text_pair_column": command.text_pair_column}
-        rows = read_file(command.file, **columns, label_column=None)
-        texts, pairs = rows.texts, rows.pairs
-    lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in classifier(command).predict(texts, pairs))
+        rows = model.task.read_file(command.file, command, labels=False)
+    else:
+        rows = model.task.asked(list(command.text))
+    lines = "".join(
+        json.dumps(line, ensure_ascii=False) + "\n" for line in model.predict(rows, max_new_tokens=command.max_new_tokens)
+    )
     if command.output is None:
         sys.stdout.write(lines)
     else:

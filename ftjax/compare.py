@@ -40,7 +40,7 @@ def compare(config: CompareConfig, terminal: Terminal) -> list[dict[str, Any]] |
     terminal.say(f"Report: {config.output / 'report.html'}")
     chosen = best_setting(settings(records)).directories if config.is_sweep else [records[best(records) or 0].directory]
     winner = next(run for run in runs if run.output in chosen)
-    terminal.say(what_next(winner, labels=rundir.has_labels(winner.output)))
+    terminal.say(what_next(winner, predicts=rundir.predicts(winner.output)))
     return found
 
 

@@ -16,12 +16,13 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from ftjax.errors import InputError, did_you_mean
+from ftjax.tasks import TASKS, task_class
 from ftjax.weight import Weight, parse_weight
 
 Method = Literal["full", "partial", "self-supervised"]
 METHODS: tuple[Method, ...] = ("full", "partial", "self-supervised")
-Metric = Literal["accuracy", "macro_f1", "matthews", "loss"]
 Tracker = Literal["wandb", "trackio"]
+TaskName = Literal[*TASKS]  # type: ignore[valid-type]
 Augmentation = Literal["token-dropout", "token-mask", "span-deletion", "word-swap", "dropout"]
 
 DEFAULT_WEIGHTS = {
@@ -88,14 +89,27 @@ class TrainConfig:
     """Split of --dataset to evaluate on after every epoch."""
     test_split: str | None = None
     """Split of --dataset to score once, at the end."""
-    text_column: str = "text"
-    """Column of the text."""
+    text_column: str | None = None
+    """Column of the text. Default: text; token-classification: tokens (a list of words, or a text); question-answering:
+    question."""
     text_pair_column: str | None = None
-    """Column of the second text, for sentence pairs."""
-    label_column: str = "label"
-    """Column of the label: names or whole numbers; empty or null where a row has none."""
-    task: Literal["classification"] = "classification"
-    """What is learnt."""
+    """Column of the second text, for sentence pairs. question-answering: of the context. Default there: context."""
+    label_column: str | None = None
+    """Column of the label, empty or null where a row has none: names or whole numbers; multi-label: a list of them, or names
+    with | between; regression: a number. Default: label; token-classification: tags (one a word: O, B-TYPE or I-TYPE);
+    question-answering: answers (as in SQuAD)."""
+    task: TaskName = TASKS[0]
+    """What is learnt. classification: the one class of a text or a pair. multi-label: which of the classes. regression: a
+    number. token-classification: a tag for each word. question-answering: a span of a context. causal-lm: texts, by a decoder.
+    masked-lm: texts, by an encoder. dialogue: what the assistant says, in a column messages (role and content) or turns.
+    seq2seq: texts (column source) into others (column target), by an encoder and a decoder."""
+    from_scratch: bool = False
+    """Initialise every parameter: of --model only the configuration and the tokenizer are read."""
+    max_target_length: int = 128
+    """seq2seq: longest target in tokens, of those given and those written."""
+    window_overlap: int | None = None
+    """question-answering: tokens that the windows of a context longer than --max-length have in common. Default: a third of
+    --max-length."""
 
     classifier: Literal["pooled", "first-token", "last-token", "mean"] | None = None
     """Head: pooled is transformers' BertForSequenceClassification; first-token and last-token are a linear layer on that
@@ -176,8 +190,10 @@ class TrainConfig:
     """AdamW's decoupled weight decay; never on biases and norms."""
     max_gradient_norm: float = 1.0
     """Gradients are scaled down to this global norm; 0 turns that off."""
-    metric: Metric | None = None
-    """Chooses the best epoch. Default accuracy, or loss where there are no labels."""
+    metric: str | None = None
+    """Chooses the best epoch: loss, or one of classification: accuracy, macro_f1, matthews; multi-label: micro_f1, macro_f1;
+    regression: mse, pearson, spearman; token-classification: f1, precision, recall, accuracy; question-answering: f1,
+    exact_match. Default: the first of these, or loss where there are no labels."""
     early_stopping: int | None = None
     """Stop after this many evaluations without a better --metric."""
     buckets: int | None = None
@@ -250,6 +266,10 @@ class TrainConfig:
             raise InputError(
                 f"--batch-size {self.batch_size} is not a multiple of --gradient-accumulation {self.gradient_accumulation}."
             )
+        if self.max_target_length < 1:
+            raise InputError(f"--max-target-length {self.max_target_length}: must be at least 1.")
+        if self.from_scratch and (self.method == "partial" or self.adapt_epochs):
+            raise InputError("--from-scratch: a model without weights has nothing to keep or adapt; leave it to --method full.")
         if self.method == "full" and self.train_parameters not in (None, "all"):
             raise InputError(f"--method full trains all parameters; for {self.train_parameters!r} use --method partial.")
         if self.method == "partial" and self.train_parameters == "all":
@@ -258,6 +278,7 @@ class TrainConfig:
             plain = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
             for name in SELF_SUPERVISED:
                 adapts = self.adapt_epochs and name in ADAPTATION
+                adapts |= self.task == "masked-lm" and name.startswith("mask_")
                 if getattr(self, name) != plain[name] and not adapts:
                     raise InputError(f"{flag(name)} needs --method self-supervised.")
         losses = self.losses, read_losses(self.adapt_loss, "1", "--adapt-loss")
@@ -267,6 +288,10 @@ class TrainConfig:
             )
         if self.teacher_decay and not any(name in ("consistency", "pseudo-label") for name, _ in losses[0]):
             raise InputError("--teacher-decay needs consistency or pseudo-label among --self-supervised-loss.")
+        if self.metric is not None and self.metric not in (known := task_class(self.task).metrics):
+            raise InputError(
+                f"--metric {self.metric}: --task {self.task} has {', '.join(known)}.{did_you_mean(self.metric, known)}"
+            )
         if not self.has_evaluation and (self.metric or self.early_stopping):
             raise InputError("--metric and --early-stopping need rows to evaluate on: give --eval-file or --eval-split.")
 
@@ -479,9 +504,10 @@ class StepConfig(TrainConfig):
     train_split: Annotated[str, Hidden] = "train"
     eval_split: Annotated[str | None, Hidden] = None
     test_split: Annotated[str | None, Hidden] = None
-    text_column: Annotated[str, Hidden] = "text"
+    text_column: Annotated[str | None, Hidden] = None
     text_pair_column: Annotated[str | None, Hidden] = None
-    label_column: Annotated[str, Hidden] = "label"
+    label_column: Annotated[str | None, Hidden] = None
+    window_overlap: Annotated[int | None, Hidden] = None
     labels_per_class: Annotated[int | None, Hidden] = None
     unlabeled_ratio: Annotated[float | None, Hidden] = None
     adapt_epochs: Annotated[int, Hidden] = 0
@@ -491,7 +517,7 @@ class StepConfig(TrainConfig):
     prefix_cache_memory_gb: Annotated[float, Hidden] = 2.0
     prefix_cache_disk_gb: Annotated[float, Hidden] = 20.0
     prefix_cache_dir: Annotated[Path | None, Hidden] = None
-    metric: Annotated[Metric | None, Hidden] = None
+    metric: Annotated[str | None, Hidden] = None
     early_stopping: Annotated[int | None, Hidden] = None
     buckets: Annotated[int | None, Hidden] = None
     log_every: Annotated[int, Hidden] = 10
@@ -533,10 +559,10 @@ class BenchmarkConfig(StepConfig):
 
     train_file: Path | None = None
     """Rows for the pipeline; --model must then be a directory or hub id. Default: made-up rows of random lengths."""
-    text_column: str = "text"
-    """Column of the text."""
-    label_column: str = "label"
-    """Column of the label."""
+    text_column: str | None = None
+    """Column of the text. Default: text."""
+    label_column: str | None = None
+    """Column of the label. Default: label."""
     steps: int = 10
     """Timed steps."""
     against: Literal["torch"] | None = None

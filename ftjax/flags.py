@@ -32,11 +32,11 @@ GROUPS = {
     ),
     "Data": (
         *("unlabeled_file", "dataset", "dataset_config", "train_split", "eval_split", "test_split", "text_column"),
-        *("text_pair_column", "label_column", "labels_per_class", "max_length", "task"),
+        *("text_pair_column", "label_column", "labels_per_class", "max_length", "max_target_length", "window_overlap", "task"),
     ),
     "What trains": (
         *("classifier", "unfreeze", "layer_decay", "lora_alpha", "lora_targets", "dropout", "frozen_dropout"),
-        "partial_learning_rate",
+        *("partial_learning_rate", "from_scratch"),
     ),
     "Optimisation": (
         *("seed", "seeds", "schedule", "warmup_steps", "weight_decay", "max_gradient_norm", "gradient_accumulation"),

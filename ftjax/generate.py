@@ -1,4 +1,6 @@
-"""Text from a decoder: a prompt is read at once, then one token at a time with the keys and values of all before it kept."""
+"""Text from a decoder, or from an encoder and a decoder: a prompt is read at once, then one token comes at a time, with the
+keys and values of all before it kept.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,10 @@ import numpy as np
 
 from ftjax.data.tokenize import load_tokenizer
 from ftjax.errors import InputError
-from ftjax.models import Model, Params
+from ftjax.models import SEQ2SEQ, Model, Params
 from ftjax.models.decoder import Cache
+from ftjax.models.t5 import T5, T5Config
+from ftjax.objectives import Batch
 from ftjax.pretrained import Pretrained, load_pretrained
 from ftjax.pretrained.hub import model_directory
 from ftjax.pretrained.load import read_config
@@ -81,16 +85,23 @@ def choose(logits: jax.Array, keys: jax.Array | None, temperature: jax.Array, to
     return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
 
 
+def drawn(logits: jax.Array, seeds: jax.Array | None, count: jax.Array, *how: jax.Array) -> jax.Array:
+    """`choose`, with a key for each of a text's tokens."""
+    keys = None if seeds is None else jax.vmap(lambda key: jax.random.fold_in(key, count))(seeds)
+    return choose(logits, keys, *how)
+
+
 @functools.lru_cache(maxsize=4)
 def _programs(model: Model) -> tuple[Callable, Callable]:
     """(prompts -> first tokens and the cache, those -> next tokens and the cache), compiled once for every shape.
 
     seeds: a typed key a row, or None to take the likeliest token. count: how many tokens have been chosen before.
     """
+    if isinstance(model.config, T5Config):
+        return _seq2seq_programs(model, model.config)
 
     def next_tokens(module: Any, hidden: jax.Array, seeds: jax.Array | None, count: jax.Array, *how: jax.Array) -> jax.Array:
-        keys = None if seeds is None else jax.vmap(lambda key: jax.random.fold_in(key, count))(seeds)
-        return choose(module.vocabulary_logits(hidden[:, -1]), keys, *how)
+        return drawn(module.vocabulary_logits(hidden[:, -1]), seeds, count, *how)
 
     @functools.partial(jax.jit, static_argnames="slots")
     def begin(
@@ -109,24 +120,72 @@ def _programs(model: Model) -> tuple[Callable, Callable]:
     return begin, go_on
 
 
+def _seq2seq_programs(model: Model, config: T5Config) -> tuple[Callable, Callable]:
+    """The same where an encoder reads the prompt: the cache then has room for the new tokens alone."""
+
+    @functools.partial(jax.jit, static_argnames="slots")
+    def begin(
+        params: Params, ids: jax.Array, mask: jax.Array, seeds: Any, count: Any, *how: Any, slots: int
+    ) -> tuple[jax.Array, Any]:
+        module = model.bind(params)
+        cache = module.start(module.encode(ids, mask)[-1], mask, slots)
+        logits, cache = module.step(jnp.full(len(ids), config.start_token_id, jnp.int32), cache)
+        return drawn(logits, seeds, count, *how), cache
+
+    @functools.partial(jax.jit, donate_argnames="cache")
+    def go_on(params: Params, tokens: jax.Array, cache: Any, seeds: Any, count: Any, *how: Any) -> tuple[jax.Array, Any]:
+        logits, cache = model.bind(params).step(tokens, cache)
+        return drawn(logits, seeds, count, *how), cache
+
+    return begin, go_on
+
+
+def likeliest(module: T5, config: T5Config, batch: Batch, most: int) -> jax.Array:
+    """What an encoder and a decoder write for every source, greedily: int32 (batch, most), FINISHED from a text's end on.
+
+    The same as `generate`, for use inside a compiled function: the loop ends when all texts have.
+    """
+    stop = -1 if config.eos_token_id is None else config.eos_token_id
+    ids = batch["input_ids"]
+    cache = module.start(module.encode(ids, batch["attention_mask"])[-1], batch["attention_mask"], most)
+    first = jnp.full(len(ids), config.start_token_id, jnp.int32)
+
+    def go_on(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        count, tokens, going, written, cache = state
+        logits, cache = module.step(tokens, cache)
+        tokens = logits.argmax(-1).astype(jnp.int32)
+        going &= tokens != stop
+        written = written.at[:, count].set(jnp.where(going, tokens, FINISHED))
+        return count + 1, tokens, going, written, cache
+
+    def unfinished(state: tuple[jax.Array, ...]) -> jax.Array:
+        return (state[0] < most) & state[2].any()
+
+    written = jnp.full((len(ids), most), FINISHED, jnp.int32)
+    begin = (jnp.zeros((), jnp.int32), first, batch["example_ids"] >= 0, written, cache)
+    return jax.lax.while_loop(unfinished, go_on, begin)[3]
+
+
 def stream(
     model: Model, params: Params, prompts: Sequence[Sequence[int]], sampling: Sampling, *, first: int = 0
 ) -> Iterator[np.ndarray]:
     """The next token of every prompt, int32 (prompts,), again and again: FINISHED where a text has ended, until all have.
 
-    model: a decoder with the head `causal_lm`. prompts: token ids, at least one each. first: the number of the first one.
-    A text also ends after `sampling.max_new_tokens` and at the model's last position. Raises InputError for a prompt that
-    leaves none.
+    model: a decoder with the head `causal_lm`, or an encoder and a decoder. prompts: token ids, at least one each. first: the
+    number of the first one. A text also ends after `sampling.max_new_tokens` and at a decoder's last position. Raises
+    InputError for a prompt that leaves none.
     """
+    apart = isinstance(model.config, T5Config)  # the prompt takes no place of the new tokens'
     positions = model.config.max_position_embeddings
     for number, prompt in enumerate(prompts, first + 1):
         if not prompt:
             raise InputError(f"Prompt {number} is empty; give at least one token.")
-        if len(prompt) >= positions:
+        if len(prompt) >= positions and not apart:
             raise InputError(f"Prompt {number} has {len(prompt)} tokens, the model {positions} positions; shorten it.")
-    left = np.array([min(sampling.max_new_tokens, positions - len(prompt)) for prompt in prompts])
+    most = sampling.max_new_tokens
+    left = np.array([most if apart else min(most, positions - len(prompt)) for prompt in prompts])
     ids, mask = pad_left(prompts, bucket(max(map(len, prompts))))
-    slots = -(-(ids.shape[1] + sampling.max_new_tokens) // SLOTS) * SLOTS
+    slots = -(-(most if apart else ids.shape[1] + most) // SLOTS) * SLOTS
     seeds = None
     if sampling.temperature:
         key = jax.random.key(sampling.seed)
@@ -170,7 +229,9 @@ def generate(
 
 @dataclasses.dataclass(frozen=True)
 class TextGenerator:
-    """A decoder and its tokenizer, loaded from a Hugging Face directory, a GGUF file or a hub id. stop: what ends a text."""
+    """A model that writes and its tokenizer, loaded from a Hugging Face directory, a GGUF file or a hub id. stop: what ends a
+    text.
+    """
 
     pretrained: Pretrained
     tokenizer: Any
@@ -181,9 +242,9 @@ class TextGenerator:
         """Raises InputError for a model that does not predict the next token."""
         directory = model_directory(model)
         config, _, _ = read_config(directory)
-        if not config.causal:
+        if not config.causal and type(config) not in SEQ2SEQ:
             raise InputError(f"{model}: {config.model_type} is no decoder, and only decoders continue text.")
-        pretrained = load_pretrained(directory, labels=(), causal_lm=True, precision=precision)
+        pretrained = load_pretrained(directory, labels=(), causal_lm=config.causal, precision=precision)
         if pretrained.new:
             raise InputError(f"{model}: has no head for the next token (lm_head.weight), so it cannot generate text.")
         params = {n: v.astype(precision) if v.ndim > 1 else v for n, v in pretrained.params.items()}  # once, not a token

@@ -1,27 +1,31 @@
-"""A trained model directory put to use: logits and scores for rows of text."""
+"""A trained model directory put to use: what it says of rows, and how right that is."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ftjax.data.batches import choose_buckets
 from ftjax.data.files import Rows
-from ftjax.data.tokenize import encode, load_tokenizer
+from ftjax.data.tokenize import Examples, load_tokenizer
 from ftjax.errors import InputError
-from ftjax.evaluation import all_logits, classification_metrics, predict_step, softmax
+from ftjax.evaluation import all_outputs
+from ftjax.generate import Sampling, generate, stop_tokens
+from ftjax.objective import Vocabulary
 from ftjax.parallel import Compiled, data_mesh, replicate
 from ftjax.pretrained import Pretrained, load_pretrained
+from ftjax.pretrained.hub import model_directory
+from ftjax.pretrained.load import read_config
+from ftjax.tasks import task_class, task_of_model
+from ftjax.tasks.task import Outputs, Task
 
 
 @dataclasses.dataclass(frozen=True)
-class TextClassifier:
-    """A classifier and its tokenizer, loaded from a Hugging Face directory or hub id."""
+class Predictor:
+    """A trained model, its task and its tokenizer, loaded from a Hugging Face directory or hub id."""
 
+    task: Task
     pretrained: Pretrained
     tokenizer: Any
     max_length: int
@@ -29,57 +33,70 @@ class TextClassifier:
 
     @classmethod
     def load(
-        cls, model: str | Path, *, max_length: int | None = None, batch_size: int = 32, precision: str = "float32"
-    ) -> TextClassifier:
-        """Raises InputError for a directory without a trained classification head."""
-        pretrained = load_pretrained(model, precision=precision)
-        if not pretrained.labels:
+        cls,
+        model: str | Path,
+        *,
+        max_length: int | None = None,
+        batch_size: int = 32,
+        precision: str = "float32",
+        settings: Any = None,
+    ) -> Predictor:
+        """settings: of the command, for the task; its `task` is that of a model whose config.json does not tell.
+
+        Raises InputError for a directory without a trained head.
+        """
+        directory = model_directory(model)
+        config, raw_config, _ = read_config(directory)
+        asked = getattr(settings, "task", None)
+        kind = task_class(asked) if asked else task_of_model(raw_config)
+        kind().suits(config, str(model))
+        heads: dict[str, Any] = {} if kind.head in (None, "classifier") else {"labels": (), kind.head: True}
+        pretrained = load_pretrained(directory, precision=precision, **heads)
+        if kind.head == "classifier" and not pretrained.labels:
             raise InputError(f"{model}: has no trained classification head; train one with: ftjax train --model {model} ...")
+        if pretrained.new:
+            raise InputError(f"{model}: has no trained head for --task {kind.name}; train one: ftjax train --model {model} ...")
         longest = pretrained.model.config.max_length
         max_length = longest if max_length is None else max_length
         if not 8 <= max_length <= longest:
             raise InputError(f"--max-length {max_length}: must be from 8 to {longest}, the model's positions.")
         if batch_size < 1:
             raise InputError(f"--batch-size {batch_size}: must be at least 1.")
-        return cls(pretrained, load_tokenizer(pretrained.directory), max_length, batch_size)
+        tokenizer = load_tokenizer(directory)
+        task = kind.saved(settings, raw_config, pretrained.labels)
+        task = task.with_vocabulary(Vocabulary.of(tokenizer, config.vocab_size))
+        return cls(task, pretrained, tokenizer, max_length, batch_size)
 
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Class names in the order of the scores."""
-        return self.pretrained.labels
-
-    def logits(self, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
-        """(float32 logits (rows, classes), int32 labels (rows,), -100 where a row has none), in the order of the rows."""
-        examples = encode(rows, self.tokenizer, self.labels, self.max_length)
+    def outputs(self, rows: Rows) -> tuple[Outputs, Examples]:
+        """What the model says of every example that the rows make, and those."""
+        examples = self.task.encode(rows, self.tokenizer, self.max_length)
         mesh = data_mesh()
-        devices = mesh.size
-        return (
-            all_logits(
-                Compiled(predict_step(self.pretrained.model), mesh, donate=False),
-                replicate(self.pretrained.params, mesh),
-                examples,
-                choose_buckets(examples.lengths),
-                -(-self.batch_size // devices) * devices,
-                self.tokenizer.pad_token_id or 0,
-            ),
-            examples.labels,
+        outputs = all_outputs(
+            Compiled(self.task.outputs(self.pretrained.model), mesh, donate=False),
+            replicate(self.pretrained.params, mesh),
+            examples,
+            choose_buckets(examples.lengths),
+            -(-self.batch_size // mesh.size) * mesh.size,
+            self.tokenizer.pad_token_id or 0,
+            make=self.task.batches,
         )
+        return outputs, examples
 
     def evaluate(self, rows: Rows) -> dict[str, float]:
         """Metrics over the rows that have a label, and how many those are, as `examples`."""
-        logits, labels = self.logits(rows)
-        if not (labels >= 0).any():
+        labeled = sum(label is not None for label in rows.labels or ())
+        if not labeled:
             raise InputError(f"{rows.source}: no row has a label to score.")
-        return {**classification_metrics(logits, labels), "examples": int((labels >= 0).sum())}
+        outputs, examples = self.outputs(rows)
+        return {**self.task.scores(outputs, rows, examples), "examples": labeled}
 
-    def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[dict[str, Any]]:
-        """For every text its prediction and the probability of every class."""
-        rows = Rows(list(texts), None if pairs is None else list(pairs), None, "the texts given")
-        return [
-            {
-                "text": text,
-                "prediction": self.labels[int(scores.argmax())],
-                "scores": dict(zip(self.labels, map(float, scores), strict=True)),
-            }
-            for text, scores in zip(rows.texts, softmax(self.logits(rows)[0]), strict=True)
-        ]
+    def predict(self, rows: Rows, *, max_new_tokens: int = 128) -> list[dict[str, Any]]:
+        """For every row {"text", "prediction", ...}, see the task; of a task that writes, how the row goes on."""
+        if self.task.writes:
+            model, params, prompts = self.pretrained.model, self.pretrained.params, self.task.prompts(rows, self.tokenizer)
+            sampling = Sampling(max_new_tokens, stop=stop_tokens(self.pretrained, self.tokenizer))
+            found = generate(model, params, prompts, sampling, batch_size=self.batch_size)
+            texts = (self.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in found)
+            return [{"text": text, "prediction": written} for text, written in zip(rows.texts, texts, strict=True)]
+        outputs, examples = self.outputs(rows)
+        return self.task.predictions(outputs, rows, examples)

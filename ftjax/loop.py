@@ -28,11 +28,11 @@ from ftjax import machine, rundir
 from ftjax.card import write_card
 from ftjax.checkpoint import Checkpoints
 from ftjax.config import TrainConfig
-from ftjax.data.batches import batches
+from ftjax.data.files import Rows
 from ftjax.data.prefetch import prefetch
 from ftjax.data.tokenize import Examples
 from ftjax.errors import InputError, Stopped
-from ftjax.evaluation import all_logits, classification_metrics, predict_step, softmax
+from ftjax.evaluation import all_outputs
 from ftjax.parallel import Compiled, data_mesh
 from ftjax.partition import count
 from ftjax.prefix import Attach, FrozenPrefix, Limits, prefix_step, unchanged
@@ -167,8 +167,7 @@ class Session:
 
     def __init__(self, run: Run, terminal: Terminal, load_seconds: float, stopped: list[int], programs: Programs) -> None:
         self.run, self.config, self.terminal, self.stopped, self.programs = run, run.config, terminal, stopped, programs
-        self.metric = metric(run)
-        self.higher_is_better = self.metric != "loss"
+        self.metric, self.higher_is_better = run.metric, run.higher_is_better
         self.mesh = data_mesh()
         self.checkpoints = Checkpoints(self.config.output / "checkpoints", higher_is_better=self.higher_is_better)
         self.progress = Progress()
@@ -230,12 +229,12 @@ class Session:
         """
         stage, data, config = self.run.stages[self.stage], self.run.data, self.config
         shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(self.state))
-        deciding = jax.tree.structure(self.state), shapes, stage.model, self.mesh, config.sharding
+        deciding = jax.tree.structure(self.state), shapes, stage.model, data.task, self.mesh, config.sharding
         if deciding not in self.programs:
             self.programs[deciding] = StagePrograms(
                 train=self.run.train_program(self.mesh),
                 eval=Compiled(eval_step, self.mesh, donate=False),
-                predict=Compiled(predict_step(stage.model), self.mesh, donate=False),
+                predict=Compiled(data.task.outputs(stage.model), self.mesh, donate=False),
                 prefix=Compiled(prefix_step(stage.model), self.mesh, donate=False),
             )
         programs = self.programs[deciding]
@@ -336,7 +335,7 @@ class Session:
     def batches(self, epoch: int, start: int) -> Iterator[dict[str, Any]]:
         """The training batches of an epoch from number `start` on, as the step takes them."""
         data, config = self.run.data, self.config
-        source = batches(
+        source = data.task.batches(
             data.train,
             data.buckets,
             config.batch_size,
@@ -399,7 +398,7 @@ class Session:
         """Score the evaluation rows and note whether that is the best so far; None without such rows."""
         if self.run.data.eval is None:
             return None
-        scores = self.scores(self.run.data.eval, self.attach_eval)
+        scores = self.scores(self.run.data.eval, self.run.data.eval_rows, self.attach_eval)
         self.log.write("eval", self.step, {"epoch": float(epoch), **scores})
         self.terminal.say(f"epoch {epoch}: " + "  ".join(f"{name} {value:.4f}" for name, value in scores.items()))
         self.value = value = scores[self.metric]
@@ -410,19 +409,22 @@ class Session:
         self.progress.worse = 0 if better else self.progress.worse + 1
         return value
 
-    def scores(self, examples: Examples, attach: Attach, predictions: Path | None = None) -> dict[str, float]:
+    def scores(
+        self, examples: Examples, rows: Rows | None, attach: Attach, predictions: Path | None = None
+    ) -> dict[str, float]:
         """Metrics of a data set with the current parameters; the self-supervised loss where training has no labels.
 
         predictions: where to write a line a row for the report.
         """
         data, size = self.run.data, self.config.batch_size
-        if data.labels and self.run.pretrained.labels:
-            logits = all_logits(self.predict, self.state.params, examples, data.buckets, size, data.pad_token_id, attach)
-            if predictions is not None and data.test_rows is not None:
-                rundir.write_predictions(predictions, data.test_rows.texts, examples.labels, softmax(logits), data.labels)
-            return classification_metrics(logits, examples.labels)
+        if self.run.supervised and rows is not None:
+            where = (data.buckets, size, data.pad_token_id, attach, data.task.batches)
+            outputs = all_outputs(self.predict, self.state.params, examples, *where)
+            if predictions is not None:
+                rundir.write_lines(predictions, data.task.told(outputs, rows, examples))
+            return data.task.scores(outputs, rows, examples)
         sums: dict[str, list[float]] = {}
-        for batch in batches(examples, data.buckets, size, pad_token_id=data.pad_token_id, seed=None):
+        for batch in data.task.batches(examples, data.buckets, size, pad_token_id=data.pad_token_id, seed=None):
             for name, pair in self.eval_step(self.state, batch).items():
                 old = sums.setdefault(name, [0.0, 0.0])
                 sums[name] = [old[0] + float(pair[0]), old[1] + float(pair[1])]
@@ -446,9 +448,9 @@ class Session:
 
     def test_scores(self) -> dict[str, float]:
         """Scores of the test rows, whose predictions go to the run's directory."""
-        test = self.run.data.test
-        assert test is not None
-        return self.scores(test, self.attach, predictions=self.config.output / "predictions.jsonl")
+        data = self.run.data
+        assert data.test is not None
+        return self.scores(data.test, data.test_rows, self.attach, predictions=self.config.output / "predictions.jsonl")
 
     def write_result(self, result: dict[str, Any]) -> None:
         """result.json, and what is made of it: the model's card and the report."""
@@ -509,7 +511,7 @@ def export(checkpoint: Path, output: Path) -> None:
         raise InputError(f"--output {output}: not empty; choose another directory.")
     config = TrainConfig.from_dict(saved)
     run = prepare(config.after_adaptation, lambda line: None, rundir.bucket_lengths(directory))
-    checkpoints = Checkpoints(directory / "checkpoints", higher_is_better=metric(run) != "loss", read_only=True)
+    checkpoints = Checkpoints(directory / "checkpoints", higher_is_better=run.higher_is_better, read_only=True)
     steps = checkpoints.steps()
     chosen = checkpoints.best_step() if step is None else step
     if chosen is None or chosen not in steps:
@@ -522,11 +524,6 @@ def export(checkpoint: Path, output: Path) -> None:
         result = read_json(directory / "result.json") if (directory / "result.json").is_file() else {}
         measured = result if result.get("best_step") == chosen else {}  # scores are those of the best step alone
         write_card(output, saved, measured, name=output.name)
-
-
-def metric(run: Run) -> str:
-    """What chooses the best epoch: --metric, or accuracy where classes are predicted, else the loss."""
-    return run.config.metric or ("accuracy" if run.pretrained.labels else "loss")
 
 
 def prefix_limits(config: TrainConfig) -> Limits:

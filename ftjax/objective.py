@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol, Self
 
 from ftjax.config import CLASS_LOSSES, LABEL_LOSSES, TrainConfig
 from ftjax.errors import InputError
@@ -11,34 +13,53 @@ from ftjax.models import Model
 from ftjax.objectives import Loss, Objective, Term
 from ftjax.objectives.augment import Augmentation, Identity, SpanDeletion, TokenDropout, WordSwap
 from ftjax.objectives.causal_lm import CausalLM
-from ftjax.objectives.classification import Classification
 from ftjax.objectives.consistency import Consistency
 from ftjax.objectives.contrastive import DropoutPairs, LabelPairs
 from ftjax.objectives.entropy import Entropy
-from ftjax.objectives.masked_lm import MaskedLM
+from ftjax.objectives.masked_lm import MaskedLM, wordpiece_continuations
 from ftjax.objectives.pseudo_label import PseudoLabel
 from ftjax.objectives.schedule import over
+from ftjax.tasks.task import Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """What losses must know of the tokenizer. continuations: see `ftjax.objectives.masked_lm.MaskedLM`."""
+    """What losses and tasks must know of the tokenizer. continuations: see `ftjax.objectives.masked_lm.MaskedLM`. decode:
+    tokens to text.
+    """
 
     pad_token_id: int
     mask_token_id: int | None
     special_ids: tuple[int, ...]
     continuations: bytes
+    decode: Callable[[Sequence[int]], str] = str
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> Self:
+        """What they must know of this one, for a model of so many ids."""
+        return cls(
+            pad_token_id=tokenizer.pad_token_id or 0,
+            mask_token_id=tokenizer.mask_token_id,
+            special_ids=tuple(sorted(tokenizer.all_special_ids)),
+            continuations=wordpiece_continuations(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))), vocab_size),
+            decode=functools.partial(tokenizer.decode, skip_special_tokens=True),
+        )
 
 
-def objective(config: TrainConfig, vocabulary: Vocabulary, model: Model, *, labeled: bool, steps: int) -> Objective:
+def objective(config: TrainConfig, task: Task, vocabulary: Vocabulary, model: Model, *, labeled: bool, steps: int) -> Objective:
     """The terms that the settings ask for. labeled: whether any row has a label; L is left out otherwise.
 
     Raises InputError where nothing is left to learn from, or a term cannot work with this model and these rows.
     """
     terms: list[Term] = []
     if labeled and config.supervised_weight:
-        terms.append(Term("classification", config.supervised_weight, Classification(model)))
+        terms.append(Term(task.name.replace("-", "_"), config.supervised_weight, task.loss(model)))
     for name, weight in config.losses:
+        if name in (*CLASS_LOSSES, *LABEL_LOSSES) and not task.row_classes:
+            raise InputError(f"--self-supervised-loss {name} is about classes of rows, which --task {task.name} does not have.")
         if name in (*CLASS_LOSSES, *LABEL_LOSSES) and not labeled:
             raise InputError(f"--self-supervised-loss {name} needs some rows with a label, and there are none.")
         if not weight.is_zero:
@@ -49,7 +70,20 @@ def objective(config: TrainConfig, vocabulary: Vocabulary, model: Model, *, labe
     return tuple(terms)
 
 
-def masked_lm(config: TrainConfig, vocabulary: Vocabulary, model: Model) -> Loss:
+class Masking(Protocol):
+    """The settings of masked language modelling."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def mask_probability(self) -> float: ...
+    @property
+    def mask_whole_words(self) -> bool: ...
+    @property
+    def mask_once(self) -> bool: ...
+
+
+def masked_lm(config: Masking, vocabulary: Vocabulary, model: Model) -> MaskedLM:
     """InputError without a mask token, or where whole words are asked for and cannot be told."""
     if vocabulary.mask_token_id is None:
         raise InputError(f"{config.model}: its tokenizer has no mask token, which masked language modelling needs.")

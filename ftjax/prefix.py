@@ -42,7 +42,7 @@ FORMAT = 2  # of what a cached file means; a new number makes all old ones stale
 def prefix_step(model: Model) -> Callable[[Params, Batch], jax.Array]:
     """A step (params, batch) -> what `model.prefix_layers` layers make of the batch, float32 (batch, length, hidden).
 
-    If those are all the layers it is (batch, 1, hidden): of the last layer only the first token is read.
+    If those are all the layers it is what the classifier reads of the last one: (batch, 1, hidden) unless it is of tokens.
     """
 
     def step(params: Params, batch: Batch) -> jax.Array:
@@ -53,7 +53,7 @@ def prefix_step(model: Model) -> Callable[[Params, Batch], jax.Array]:
 
 def attached(model: Model, batch: dict[str, Any], prefix: Any = None) -> dict[str, Any]:
     """The batch with the output of the model's frozen layers, or the shape of it, in the place of its tokens."""
-    whole = model.prefix_layers == model.config.num_hidden_layers  # then the step reads the first token alone
+    whole = model.frozen_readout
     size, length = batch["input_ids"].shape
     if prefix is None:
         prefix = jax.ShapeDtypeStruct((size, 1 if whole else length, model.config.hidden_size), np.float32)
@@ -93,7 +93,7 @@ class FrozenPrefix:
     ) -> None:
         self.model, self.params, self.program, self.limits = model, params, program, limits
         self.buckets, self.batch_size, self.pad_token_id = buckets, batch_size, pad_token_id
-        self.whole = model.prefix_layers == model.config.num_hidden_layers
+        self.whole = model.frozen_readout
         self.worth_it = uses > 1 or limits.keep
         self._files: list[Path] = []
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
@@ -13,34 +12,36 @@ from jax.sharding import Mesh
 
 from ftjax.config import CLASS_LOSSES, LABEL_LOSSES, TrainConfig
 from ftjax.data.batches import choose_buckets
-from ftjax.data.files import Rows, read_dataset, read_file
-from ftjax.data.tokenize import Examples, encode, join, label_names, load_tokenizer
+from ftjax.data.files import Rows
+from ftjax.data.tokenize import Examples, join, load_tokenizer
 from ftjax.errors import InputError
 from ftjax.models import Params
 from ftjax.objective import Vocabulary, objective
-from ftjax.objectives.masked_lm import wordpiece_continuations
 from ftjax.optimizer import carry_over, with_learning_rate
 from ftjax.parallel import Compiled, check_batch_size, data_mesh, data_parallel, place
 from ftjax.pretrained.hub import model_directory
-from ftjax.pretrained.load import Pretrained, load_pretrained, read_config, refuse_seq2seq, saved_labels
+from ftjax.pretrained.load import Pretrained, load_pretrained, read_config, saved_labels
 from ftjax.stages import Stage, choose_lora, memory, new_heads, stages_of
 from ftjax.step import TrainState, create_state, update
+from ftjax.tasks import task_class
+from ftjax.tasks.task import Head, Task
 
 Say = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """The tokenised rows of a run; `labels` are the class names, () where no row has a label.
+    """The tokenised rows of a run, and what is learnt from them.
 
     labeled_rows: how many rows of each training batch have a label, or 0: rows come as they are.
     """
 
+    task: Task
     train: Examples
     eval: Examples | None
     test: Examples | None
+    eval_rows: Rows | None
     test_rows: Rows | None
-    labels: tuple[str, ...]
     buckets: tuple[int, ...]
     vocabulary: Vocabulary
     labeled_rows: int
@@ -50,35 +51,38 @@ class Data:
         """Fills rows up."""
         return self.vocabulary.pad_token_id
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The class names; () where no row has a label."""
+        return self.task.labels
+
+    @property
+    def labeled(self) -> bool:
+        """Whether any training row has a label."""
+        return bool(self.train.labeled.any())
+
     def steps_per_epoch(self, batch_size: int) -> int:
         """Updates an epoch; the last may have fewer rows."""
-        rows = (self.train.labels < 0).sum() if self.labeled_rows else len(self.train)
+        rows = (~self.train.labeled).sum() if self.labeled_rows else self.task.rows_per_epoch(self.train)
         return int(-(-rows // (batch_size - self.labeled_rows)))
 
 
-def read_rows(config: TrainConfig) -> tuple[list[Rows], Rows | None, Rows | None]:
+def read_rows(config: TrainConfig, task: Task) -> tuple[list[Rows], Rows | None, Rows | None]:
     """(training rows: labelled file, then unlabelled; evaluation rows; test rows)."""
-    columns: dict[str, Any] = {
-        "text_column": config.text_column,
-        "text_pair_column": config.text_pair_column,
-        "label_column": config.label_column,
-    }
     must = config.method != "self-supervised"
     train: list[Rows] = []
     if config.train_file:
-        train.append(read_file(config.train_file, **columns, require_labels=must))
+        train.append(task.read_file(config.train_file, config, require_labels=must))
     if config.dataset:
-        train.append(
-            read_dataset(config.dataset, config=config.dataset_config, split=config.train_split, **columns, require_labels=must)
-        )
+        train.append(task.read_dataset(config, config.train_split, require_labels=must))
     if config.unlabeled_file:
-        train.append(read_file(config.unlabeled_file, **columns | {"label_column": None}))
+        train.append(task.read_file(config.unlabeled_file, config, labels=False))
     held_out: list[Rows | None] = []
     for file, name in ((config.eval_file, config.eval_split), (config.test_file, config.test_split)):
         if file:
-            held_out.append(read_file(file, **columns))
+            held_out.append(task.read_file(file, config))
         elif name and config.dataset:
-            held_out.append(read_dataset(config.dataset, config=config.dataset_config, split=name, **columns))
+            held_out.append(task.read_dataset(config, name))
         else:
             held_out.append(None)
     return train, held_out[0], held_out[1]
@@ -88,48 +92,47 @@ def prepare_data(config: TrainConfig, say: Say, buckets: tuple[int, ...] = ()) -
     """Read and tokenise; InputError for rows that training cannot use. buckets: () where they are still to be chosen."""
     directory = model_directory(config.model)
     model_config, raw_config, _ = read_config(directory)
-    refuse_seq2seq(model_config, config.model)
     if config.max_length > model_config.max_length:
         raise InputError(f"--max-length {config.max_length} is longer than the model's {model_config.max_length} positions.")
-    train_rows, eval_rows, test_rows = read_rows(config)
-    labels = label_names(train_rows)
+    task = task_class(config.task).of(config)
+    task.suits(model_config, config.model)
+    train_rows, eval_rows, test_rows = read_rows(config, task)
     if config.labels_per_class:
-        train_rows = [keep_labels(rows, labels, config.labels_per_class, config.seed) for rows in train_rows]
+        train_rows = task.keep_labels(train_rows, config.labels_per_class, config.seed)
     names = [name for name, _ in config.losses]
     unlabeled_used = config.method == "self-supervised" and any(name not in LABEL_LOSSES for name in names)
     if not unlabeled_used:
         train_rows = [part for rows in train_rows if len((part := with_labels(rows)).texts)]
     if not (config.supervised_weight or any(name in (*LABEL_LOSSES, *CLASS_LOSSES) for name in names)):
         train_rows = [dataclasses.replace(rows, labels=None, label_names=None) for rows in train_rows]
-        labels = ()
     if not train_rows:
         raise InputError("No training row has a label, and nothing else is to be learnt from them.")
-    declared = saved_labels(raw_config)
-    if labels and set(labels) <= set(declared):
-        labels = declared  # the classifier's own order, so that its head is kept
-    occurring = {name for rows in train_rows for name in rows.labels or () if name is not None}
-    if len(occurring) == 1:
-        only = occurring.pop()
-        raise InputError(f"{train_rows[0].source}: every label is {only!r}; training needs rows of at least two classes.")
-    if not labels:  # what is held out can then only be scored by the self-supervised loss
+    any_labels = any(map(has_labels, train_rows))
+    if any_labels:
+        task = task.fitted(train_rows, saved_labels(raw_config))
+    else:  # what is held out can then only be scored by the self-supervised loss
         eval_rows, test_rows = (rows and dataclasses.replace(rows, labels=None) for rows in (eval_rows, test_rows))
     for rows in (eval_rows, test_rows):
-        if rows is not None and labels and not any(rows.labels or ()):
-            raise InputError(f"{rows.source}: no row has a label to score; its label column is {config.label_column!r}.")
+        if rows is not None and any_labels and not has_labels(rows):
+            column = task.columns(config)["label_column"]
+            raise InputError(f"{rows.source}: no row has a label to score; its label column is {column!r}.")
 
     tokenizer = load_tokenizer(directory)
-    encoded = [encode(rows, tokenizer, labels, config.max_length) for rows in train_rows]
+    vocabulary = Vocabulary.of(tokenizer, model_config.vocab_size)
+    task = task.with_vocabulary(vocabulary)
+    encoded = [task.encode(rows, tokenizer, config.max_length) for rows in train_rows]
     train = encoded[0] if len(encoded) == 1 else join(*encoded)
-    held_out = [r if r is None else encode(r, tokenizer, labels, config.max_length) for r in (eval_rows, test_rows)]
+    held_out = [r if r is None else task.encode(r, tokenizer, config.max_length) for r in (eval_rows, test_rows)]
     for rows, examples in zip([*train_rows, eval_rows, test_rows], [*encoded, *held_out], strict=True):
         if rows is None or examples is None:
             continue
-        unlabeled = int((examples.labels < 0).sum())
-        notes = [f"{unlabeled:,} without a label"] if labels and unlabeled else []
+        unlabeled = sum(label is None for label in rows.labels or [None] * len(rows.texts))
+        notes = [f"{len(examples):,} windows"] if examples.rows is not None else []
+        notes += [f"{unlabeled:,} without a label"] if any_labels and unlabeled else []
         notes += [f"{examples.empty:,} with an empty text"] if examples.empty else []
         notes += [f"{examples.truncated:,} cut to {config.max_length} tokens"] if examples.truncated else []
-        say(f"{rows.source}: {len(examples):,} rows" + (f" ({', '.join(notes)})" if notes else ""))
-    labeled = int((train.labels >= 0).sum())
+        say(f"{rows.source}: {len(rows.texts):,} rows" + (f" ({', '.join(notes)})" if notes else ""))
+    labeled = int(train.labeled.sum())
     labeled_rows = 0
     if 0 < labeled < len(train) and (config.supervised_weight or any(name in LABEL_LOSSES for name in names)):
         natural = (len(train) - labeled) / labeled
@@ -138,37 +141,21 @@ def prepare_data(config: TrainConfig, say: Say, buckets: tuple[int, ...] = ()) -
             labeled_rows = min(max(1, round(config.batch_size / (1.0 + ratio))), config.batch_size - 1)
             say(f"Every batch: {labeled_rows} rows with a label, {config.batch_size - labeled_rows} without.")
     return Data(
+        task=task,
         train=train,
         eval=held_out[0],
         test=held_out[1],
+        eval_rows=eval_rows,
         test_rows=test_rows,
-        labels=labels,
         buckets=buckets,
-        vocabulary=Vocabulary(
-            pad_token_id=tokenizer.pad_token_id or 0,
-            mask_token_id=tokenizer.mask_token_id,
-            special_ids=tuple(sorted(tokenizer.all_special_ids)),
-            continuations=wordpiece_continuations(
-                tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))), model_config.vocab_size
-            ),
-        ),
+        vocabulary=vocabulary,
         labeled_rows=labeled_rows,
     )
 
 
-def keep_labels(rows: Rows, names: tuple[str, ...], number: int, seed: int) -> Rows:
-    """The rows with the labels of `number` rows a class left, drawn by the seed; the others have none."""
-    if rows.labels is None:
-        return rows
-    rng = np.random.default_rng(seed)
-    given = np.array([-1 if name is None else names.index(name) for name in rows.labels])
-    kept: set[int] = set()
-    for label, name in enumerate(names):
-        found = np.flatnonzero(given == label)
-        if len(found) < number:
-            raise InputError(f"--labels-per-class {number}: {rows.source} has only {len(found)} rows of {name!r}.")
-        kept.update(rng.permutation(found)[:number].tolist())
-    return dataclasses.replace(rows, labels=[name if i in kept else None for i, name in enumerate(rows.labels)])
+def has_labels(rows: Rows) -> bool:
+    """Whether any row has a label."""
+    return any(label is not None for label in rows.labels or ())
 
 
 def with_labels(rows: Rows) -> Rows:
@@ -192,6 +179,8 @@ def buckets_for(config: TrainConfig, data: Data, stage: Stage) -> tuple[int, ...
     once = 1 if config.prefix_cache != "off" and config.epochs > 1 else config.epochs
     uses = [3 * config.epochs * trained + once * frozen, config.epochs * trained + once * frozen, sizes.num_hidden_layers]
     parts = [(e.lengths, use) for e, use in zip((data.train, data.eval, data.test), uses, strict=True) if e is not None]
+    if data.task.packed and len(parts) > 1:  # what is learnt from has one length
+        del parts[0]
     speed = 3e11 if jax.default_backend() == "cpu" else 1e14 * jax.device_count()
     layer = 4 * sizes.hidden_size**2 + 2 * sizes.hidden_size * sizes.intermediate_size
     compiling = 0.8 * sizes.num_hidden_layers * speed / (2 * layer)
@@ -203,33 +192,39 @@ def buckets_for(config: TrainConfig, data: Data, stage: Stage) -> tuple[int, ...
     )
 
 
-def heads(config: TrainConfig) -> tuple[bool, bool, bool]:
-    """Whether the objective reads (a classifier, a masked language model, a causal one)."""
+def heads(config: TrainConfig, task: Task) -> set[Head]:
+    """The heads of the model that the objective reads."""
     names = [name for name, weight in config.losses if not weight.is_zero]
-    classes = bool(config.supervised_weight) or any(name in CLASS_LOSSES for name in names)
-    return classes, "masked-lm" in names, "causal-lm" in names
+    found: set[Head] = {head for head in ("masked_lm", "causal_lm") if head.replace("_", "-") in names}
+    if config.supervised_weight or any(name in CLASS_LOSSES for name in names):
+        found |= set() if task.head is None else {task.head}
+    return found
 
 
 def prepare_model(config: TrainConfig, data: Data) -> Pretrained:
     """The model with the heads the run needs."""
-    classes, masked_lm, causal_lm = heads(config)
+    task, needed = data.task, heads(config, data.task)
+    if config.classifier and (task.classifier or task.head != "classifier"):
+        raise InputError(f"--classifier {config.classifier}: --task {task.name} has a head of its own; leave the flag out.")
     causal = read_config(model_directory(config.model))[0].causal
     if config.scan_layers and not causal:
         raise InputError(f"--scan-layers: {config.model} is no decoder; only the layers of decoders run as a loop.")
     pretrained = load_pretrained(
         config.model,
-        labels=data.labels if classes else (),
-        classifier=config.classifier,
-        masked_lm=masked_lm,
-        causal_lm=causal_lm,
+        labels=task.labels if "classifier" in needed else (),
+        classifier=task.classifier or config.classifier,
+        masked_lm="masked_lm" in needed,
+        causal_lm="causal_lm" in needed,
         scan=config.scan_layers,
         precision=config.precision,
         dropout=config.dropout,
         seed=config.seed,
+        from_scratch=config.from_scratch,
     )
+    told = task.notes()
     if causal and pretrained.raw_config.get("pad_token_id") is None:  # transformers' classifiers find the last token by it
-        pretrained = dataclasses.replace(pretrained, raw_config={**pretrained.raw_config, "pad_token_id": data.pad_token_id})
-    return pretrained
+        told["pad_token_id"] = data.pad_token_id
+    return dataclasses.replace(pretrained, problem_type=task.problem_type, raw_config={**pretrained.raw_config, **told})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,6 +273,22 @@ class Run:
         return place(state, data_mesh(), zero1=self.zero1)
 
     @property
+    def supervised(self) -> bool:
+        """Whether there are labels and the head that predicts them, so that the task's metrics can be had."""
+        head, needed = self.data.task.head, heads(self.config, self.data.task)
+        return self.data.labeled and (bool(self.config.supervised_weight) if head is None else head in needed)
+
+    @property
+    def metric(self) -> str:
+        """What chooses the best epoch: --metric, or the task's own, or the loss where nothing is labelled."""
+        return self.config.metric or (next(iter(self.data.task.metrics)) if self.supervised else "loss")
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Which way the metric is better."""
+        return self.data.task.metrics[self.metric].higher_is_better
+
+    @property
     def zero1(self) -> bool:
         """Whether each device keeps and updates a part of what trains."""
         return self.config.sharding == "zero1"
@@ -309,10 +320,14 @@ def assemble(config: TrainConfig, data: Data, pretrained: Pretrained, say: Say) 
         seed=config.seed,
     )
     per_epoch = data.steps_per_epoch(config.batch_size)
-    terms = functools.partial(objective, config, data.vocabulary, labeled=bool(data.labels), steps=config.epochs * per_epoch)
+    terms = functools.partial(
+        objective, config, data.task, data.vocabulary, labeled=data.labeled, steps=config.epochs * per_epoch
+    )
     stages = stages_of(config, pretrained, terms, per_epoch)
     data = data if data.buckets else dataclasses.replace(data, buckets=buckets_for(config, data, stages[0]))
-    if new := new_heads(pretrained):
+    if config.from_scratch:
+        say(f"All parameters are new: {config.model} gives the configuration and the tokenizer alone.")
+    elif new := new_heads(pretrained):
         say(f"Not in the checkpoint, initialised and trained: {', '.join(new)}")
     if (lora := pretrained.model.lora) is not None:
         say(f"LoRA of rank {lora.rank}, scale {lora.scale:g}, beside {len(lora.modules)} kernels.")

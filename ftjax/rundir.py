@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from ftjax.config import TrainConfig, flag
 from ftjax.errors import InputError
@@ -79,25 +77,23 @@ def bucket_lengths(directory: Path) -> tuple[int, ...]:
     return tuple(length for length in saved if isinstance(length, int))
 
 
-def has_labels(directory: Path) -> bool:
-    """Whether the run in a directory learnt labels, from its config.json."""
-    return bool(json.loads((directory / "config.json").read_text(encoding="utf-8")).get("labels"))
+def predicts(directory: Path) -> bool:
+    """Whether the model of the run in a directory predicts what its task asks for, from its config.json."""
+    saved = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    return bool(saved.get("labels")) or saved.get("task") in (
+        "regression",
+        "question-answering",
+        "seq2seq",
+        "causal-lm",
+        "dialogue",
+    )
 
 
-def write_predictions(
-    path: Path, texts: Sequence[str], numbers: np.ndarray, probabilities: np.ndarray, labels: Sequence[str]
-) -> None:
-    """predictions.jsonl: {"text", "label", "prediction", "scores"} a line; label is null where a row has none."""
+def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    """A JSON object a line, all of them or none."""
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("w", encoding="utf-8") as file:
-        for text, number, scores in zip(texts, numbers, probabilities, strict=True):
-            line = {
-                "text": text,
-                "label": labels[number] if number >= 0 else None,
-                "prediction": labels[int(scores.argmax())],
-                "scores": dict(zip(labels, map(float, scores), strict=True)),
-            }
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        file.writelines(json.dumps(finite(line), ensure_ascii=False) + "\n" for line in lines)
     os.replace(partial, path)
 
 

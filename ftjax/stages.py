@@ -77,7 +77,7 @@ def stages_of(
             weight_decay=config.weight_decay,
             max_gradient_norm=config.max_gradient_norm or None,
         )
-        prefix = model.prefix_layers > 0 and [term.name for term in terms] == ["classification"]
+        prefix = model.prefix_layers > 0 and all(getattr(term.loss, "takes_prefix", False) for term in terms)
         stages.append(Stage(step, spec, dict(chosen), model, terms, optimizer, prefix))
     return tuple(stages)
 

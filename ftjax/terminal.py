@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from ftjax.config import TrainConfig, flag
+from ftjax.tasks import TASKS
 
 
 class Terminal:
@@ -73,21 +74,21 @@ class Terminal:
         self.stop()
 
 
-def what_next(config: TrainConfig, *, labels: bool) -> str:
-    """What to do with a finished run, as commands to copy. labels: whether the model predicts any."""
+def what_next(config: TrainConfig, *, predicts: bool) -> str:
+    """What to do with a finished run, as commands to copy. predicts: whether its model does."""
     model = str(config.output / "model")
-    columns = [
+    given = [
         word
-        for name in ("text_column", "text_pair_column", "label_column")
+        for name in ("task", "text_column", "text_pair_column", "label_column")
         if (value := getattr(config, name)) != getattr(TrainConfig, name, None)
         for word in (flag(name), value)
     ]
     rows = str(config.test_file or config.eval_file or "FILE.csv")
     lines = {
-        "Score it on rows": ["evaluate", "--model", model, "--file", rows, *columns],
-        "Classify a text": ["predict", "--model", model, "some text"],
+        "Score it on rows": ["evaluate", "--model", model, "--file", rows, *given],
+        "Ask it": ["predict", "some text", "--model", model, *(["--task", config.task] if config.task != TASKS[0] else [])],
         "Share it": ["export", "--checkpoint", str(config.output), "--output", "DIRECTORY", "--push-to-hub", "OWNER/NAME"],
     }
-    if not labels:
+    if not predicts:
         lines = {"Fine-tune it": ["train", "--model", model, "--train-file", "FILE.csv", "--output", "DIRECTORY"]}
     return "\n".join(["Next:", *(f"  {what + ':':18}{shlex.join(['ftjax', *words])}" for what, words in lines.items())])

@@ -108,6 +108,21 @@ def start_command(*arguments, **options):
     return forked.Command(*arguments, environment=command_environment(), **options)
 
 
+def fail(capsys, *arguments, status=2):
+    """Run a command that must fail; its one line."""
+    from ftjax.cli import main
+
+    with pytest.raises(SystemExit) as stopped:
+        main([str(a) for a in arguments])
+    out, err = capsys.readouterr()
+    assert stopped.value.code == status, err
+    assert out == ""
+    assert "Traceback" not in err
+    last = err.rstrip("\n").splitlines()[-1]
+    assert last.startswith("ftjax: "), err
+    return last
+
+
 def command_environment() -> dict[str, str]:
     """The suite's environment with one CPU device, as a user's machine has."""
     return {**os.environ, "XLA_FLAGS": FAST_COMPILE}

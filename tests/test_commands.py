@@ -6,25 +6,12 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import run_command
+from conftest import fail, run_command
 from safetensors.numpy import load_file, save_file
 
 from ftjax.cli import main
 
 TINY = ("--max-length", "64", "--batch-size", "8", "--buckets", "1", "--epochs", "1")
-
-
-def fail(capsys, *arguments, status=2):
-    """Run a command that must fail; its one line."""
-    with pytest.raises(SystemExit) as stopped:
-        main([str(a) for a in arguments])
-    out, err = capsys.readouterr()
-    assert stopped.value.code == status, err
-    assert out == ""
-    assert "Traceback" not in err
-    last = err.rstrip("\n").splitlines()[-1]
-    assert last.startswith("ftjax: "), err
-    return last
 
 
 @pytest.fixture

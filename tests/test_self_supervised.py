@@ -28,8 +28,9 @@ from ftjax.objectives.schedule import Line
 from ftjax.objectives.teacher import PREFIX
 from ftjax.optimizer import adamw
 from ftjax.partition import label, split
-from ftjax.prepare import keep_labels, with_labels
+from ftjax.prepare import with_labels
 from ftjax.step import create_state, train_step
+from ftjax.tasks.classification import keep_labels
 from ftjax.weight import Weight
 
 TINY = ("--max-length", "64", "--batch-size", "8", "--buckets", "1", "--learning-rate", "1e-3")

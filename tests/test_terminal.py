@@ -43,10 +43,10 @@ def test_without_a_terminal_there_are_plain_lines_now_and_then():
 
 def test_what_comes_next_are_commands_that_ftjax_takes(tmp_path):
     config = TrainConfig(model="m", output=tmp_path / "a run", eval_file=tmp_path / "e.csv", text_column="sentence")
-    lines = what_next(config, labels=True).splitlines()[1:]
+    lines = what_next(config, predicts=True).splitlines()[1:]
     commands = [parse(shlex.split(line.partition("ftjax ")[2])) for line in lines]
     assert [type(command).__name__ for command in commands] == ["Evaluate", "Predict", "Export"]
     assert commands[0].text_column == "sentence" and commands[0].file == config.eval_file
     assert commands[2].checkpoint == config.output and commands[2].push_to_hub == "OWNER/NAME"
-    (line,) = what_next(config, labels=False).splitlines()[1:]
+    (line,) = what_next(config, predicts=False).splitlines()[1:]
     assert parse(shlex.split(line.partition("ftjax ")[2])).model == str(config.output / "model")

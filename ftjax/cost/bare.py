@@ -23,8 +23,9 @@ from ftjax.parallel import DATA, shardings
 from ftjax.prefix import attached
 from ftjax.prepare import Data, Run, assemble, heads
 from ftjax.pretrained.hub import model_directory
-from ftjax.pretrained.load import Pretrained, read_config, saved_labels, unnamed
+from ftjax.pretrained.load import Pretrained, read_config, refuse_seq2seq, saved_labels, unnamed
 from ftjax.step import TrainState
+from ftjax.tasks import task_class
 
 SPECIAL_IDS, MASK_TOKEN_ID = (0, 101, 102, 103), 103  # of the English BERT vocabulary; the step costs the same with others
 
@@ -42,26 +43,33 @@ def bare_run(config: StepConfig, train: Examples, say: Callable[[str], None]) ->
     labels = saved_labels(read_config(source)[1]) or unnamed(config.num_labels)
     if config.dropout is not None:
         model_config = model_config.with_dropout(config.dropout)
-    classes, masked_lm, causal_lm = heads(config)
-    kind = config.classifier or model_config.own_classifier
+    continuations = b"\0\1".ljust(model_config.vocab_size, b"\0")  # some piece goes on with a word
+    vocabulary = Vocabulary(0, min(MASK_TOKEN_ID, model_config.vocab_size - 1), SPECIAL_IDS, continuations)
+    task = dataclasses.replace(task_class(config.task).of(config), labels=labels).with_vocabulary(vocabulary)
+    refuse_seq2seq(model_config, config.model)
+    if task.head is None:
+        raise InputError(f"--task {config.task}: its step has no plan and no benchmark yet.")
+    needed = heads(config, task)
+    classes = "classifier" in needed
+    kind = task.classifier or config.classifier or model_config.own_classifier
     model = build(
         model_config,
         num_labels=len(labels) if classes else None,
         classifier=kind,
-        masked_lm=masked_lm,
-        causal_lm=causal_lm,
+        masked_lm="masked_lm" in needed,
+        causal_lm="causal_lm" in needed,
         scan=config.scan_layers,
         precision=config.precision,
     )
-    continuations = b"\0\1".ljust(model_config.vocab_size, b"\0")  # some piece goes on with a word
     data = Data(
-        train=train,
+        task=task,
+        train=task.made_up(train),
         eval=None,
         test=None,
+        eval_rows=None,
         test_rows=None,
-        labels=labels,
         buckets=(config.max_length,),
-        vocabulary=Vocabulary(0, min(MASK_TOKEN_ID, model_config.vocab_size - 1), SPECIAL_IDS, continuations),
+        vocabulary=vocabulary,
         labeled_rows=0,
     )
     pretrained = Pretrained(
@@ -119,7 +127,8 @@ def step_arguments(run: Run, mesh: Mesh) -> tuple[TrainState, Params, Batch]:
     """What `Run.train_program` is compiled for: (state without what is frozen, that, batch), shapes that lie on the mesh."""
     stage, size, length = run.stages[0], run.config.batch_size, run.data.buckets[-1]
     state = jax.eval_shape(lambda params: run.new_state(0, params), run.pretrained.params)
-    batch = jax.eval_shape(lambda: make_batch(full_rows(size, length), np.arange(size), length, size, 0))
+    rows = run.data.task.made_up(full_rows(size, length))
+    batch = jax.eval_shape(lambda: make_batch(rows, np.arange(size), length, size, 0))
     if stage.prefix:
         batch = attached(stage.model, batch)
     whole, rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(DATA))

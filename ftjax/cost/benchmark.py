@@ -138,7 +138,7 @@ def full_batch(run: Run) -> dict[str, Any]:
     stage, size, length = run.stages[0], run.config.batch_size, run.data.buckets[-1]
     classes = max(1, len(run.data.labels))
     rows = random_rows(size, length, stage.model.config.vocab_size, classes, shortest=length)
-    batch = make_batch(rows, np.arange(size), length, size, run.data.pad_token_id)
+    batch = make_batch(run.data.task.made_up(rows), np.arange(size), length, size, run.data.pad_token_id)
     return attached(stage.model, batch, random_prefix(run, batch)) if stage.prefix else batch
 
 

@@ -7,7 +7,7 @@ FLOPs are those of the mathematics, whatever an implementation skips or does twi
                   something trains below or in that layer, 2 more where the matrix itself trains: 6 in all with full
     attention     4 x length x hidden a layer and token for scores and mixing, as often again, twice, backwards: 12 in all;
                   half of it in a decoder, where a token sees only those before it
-    heads         alike, for every position they read: one an example, or the masked ones
+    heads         alike, for every position they read: one an example, the masked ones, or all
 """
 
 from __future__ import annotations
@@ -51,8 +51,9 @@ def model_flops(model: Model, labels: Labels, objective: Objective, rows: int, l
             total += (number >= first) * (_matrices(model, labels, names, below) + attention)
         passes += rows * length * total
         masked, causal = isinstance(term.loss, MaskedLM), isinstance(term.loss, CausalLM)
+        every = causal or (model.of_tokens and not masked)
         share = term.loss.probability if isinstance(term.loss, MaskedLM) else 1.0
-        read = rows * (max(1, math.ceil(share * length)) if masked or causal else 1)
+        read = rows * (max(1, math.ceil(share * length)) if masked or every else 1)
         head = r"masked_lm\." if masked else r"lm_head\." if causal else r"(pooler|classifier)\."
         heads = [name for name in model.shapes if re.match(head, name)]
         passes += read * _matrices(model, labels, heads, True)

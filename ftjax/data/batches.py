@@ -115,14 +115,27 @@ def make_batch(examples: Examples, rows: np.ndarray, length: int, batch_size: in
         ids[i, : end - start] = examples.tokens[start:end]
         types[i, : end - start] = examples.token_types[start:end]
         mask[i, : end - start] = 1
-    fill = batch_size - len(rows)
     return {
         "input_ids": ids,
         "attention_mask": mask,
         "token_type_ids": types,
-        "labels": np.pad(examples.labels[rows], (0, fill), constant_values=NO_LABEL),
-        "example_ids": np.pad(rows.astype(np.int32), (0, fill), constant_values=-1),
+        "labels": make_labels(examples, rows, length, batch_size),
+        "example_ids": np.pad(rows.astype(np.int32), (0, batch_size - len(rows)), constant_values=-1),
     }
+
+
+def make_labels(examples: Examples, rows: np.ndarray, length: int, batch_size: int) -> np.ndarray:
+    """The rows' labels, (batch_size, ...), or (batch_size, length) where tokens have them; none where there is no row."""
+    none = np.nan if np.issubdtype(examples.labels.dtype, np.floating) else NO_LABEL
+    shape = (length,) if examples.per_token else examples.labels.shape[1:]
+    labels = np.full((batch_size, *shape), none, examples.labels.dtype)
+    if not examples.per_token:
+        labels[: len(rows)] = examples.labels[rows]
+        return labels
+    for i, row in enumerate(rows):
+        start, end = examples.starts[row], examples.starts[row + 1]
+        labels[i, : end - start] = examples.labels[start:end]
+    return labels
 
 
 def batches(
@@ -138,8 +151,7 @@ def batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """The batches of an epoch from number `start` on. labeled_rows: of each batch, see `plan_mixed_epoch`; 0: as they come."""
     if labeled_rows and seed is not None:
-        labeled = examples.labels >= 0
-        plan = plan_mixed_epoch(examples.lengths, labeled, buckets, batch_size, labeled_rows, seed=seed, epoch=epoch)
+        plan = plan_mixed_epoch(examples.lengths, examples.labeled, buckets, batch_size, labeled_rows, seed=seed, epoch=epoch)
     else:
         plan = plan_epoch(examples.lengths, buckets, batch_size, seed=seed, epoch=epoch)
     for length, rows in plan[start:]:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from ftjax.data.tables import (
     Table,
     class_names,
-    file_kind,
     kind_of,
     known,
     listed,
@@ -27,22 +26,73 @@ from ftjax.errors import InputError, did_you_mean
 if TYPE_CHECKING:
     from datasets import Dataset
 
-LABEL = "label"  # the one column name that a file need not have
+LABEL = "label"
 
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
     """Rows as read: texts[i], pairs[i] and labels[i] belong together.
 
-    pairs: the second texts, or None without a pair column. labels: names, None for a row that has none; None as a
-    whole without a label column. source: the file or data set, for messages. label_names: the data set's own order.
+    texts, labels: what the task's `Reader` makes of a cell, strings for most. pairs: the second texts, or None without a
+    pair column. labels: None for a row that has none; None as a whole without a label column. source: the file or data
+    set, for messages. label_names: the data set's own order.
     """
 
-    texts: list[str]
+    texts: list[Any]
     pairs: list[str] | None
-    labels: list[str | None] | None
+    labels: list[Any] | None
     source: str
     label_names: tuple[str, ...] | None = None
+
+
+def text(value: Any, source: str, row: int) -> str:
+    """A cell as text: null is empty, a number its digits; InputError for a list, an object or half a character."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if not isinstance(value, str | int | float):
+        raise InputError(f"{source}: the text of row {row} is {kind_of(value)}, not a string.")
+    try:
+        return str(value).encode().decode()
+    except UnicodeEncodeError as error:  # JSON can spell one half of a surrogate pair, which no tokenizer takes
+        raise InputError(f"{source}: the text of row {row} is not valid Unicode at character {error.start}.") from None
+
+
+def label(value: Any, classes: tuple[str, ...] | None, source: str, row: int) -> str | None:
+    """A cell as a class name: null and empty are none, numbers of declared classes their names, others their digits."""
+    if value is None or value == "" or (classes and value == -1):  # -1 is how `datasets` writes an unlabelled row
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool | str):
+        return value if isinstance(value, str) else str(value).lower()
+    if not isinstance(value, int):
+        found = value if isinstance(value, float) else kind_of(value)
+        raise InputError(f"{source}: the label of row {row} is {found}; labels are names or whole numbers.")
+    if classes and not 0 <= value < len(classes):
+        raise InputError(f"{source}: the label of row {row} is {value}, but there are {len(classes)} classes.")
+    return classes[value] if classes else str(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """How a task reads: the columns' usual names, and what makes a table of a file, a text of a cell, a label of a cell.
+
+    label_column: the one column that a file need not have, unless labels are required.
+    text: (cell, source, row) -> text. label: (cell, classes that the column declares, source, row) -> label, None where
+    there is none. Both raise InputError naming source and row.
+    """
+
+    text_column: str = "text"
+    text_pair_column: str | None = None
+    label_column: str = LABEL
+    table: Callable[[Path], Table] = load_table
+    text: Callable[[Any, str, int], Any] = text
+    label: Callable[[Any, tuple[str, ...] | None, str, int], Any] = label
+
+
+READER = Reader()
 
 
 def read_file(
@@ -52,6 +102,7 @@ def read_file(
     text_pair_column: str | None = None,
     label_column: str | None = LABEL,
     require_labels: bool = False,
+    reader: Reader = READER,
 ) -> Rows:
     """Read .csv, .tsv, .jsonl, .ndjson, .json, .parquet (columns by name) or .txt (a text a line, no columns).
 
@@ -60,10 +111,10 @@ def read_file(
     require_labels also for rows without a label.
     """
     path = Path(path)
-    table = load_table(path)
-    if file_kind(path) == ".txt":  # the columns asked for are those of the other files of a run
+    table = reader.table(path)
+    if table.plain:  # the columns asked for are those of the other files of a run
         return checked(Rows(list(table.cells("text")), None, None, shown(path)), require_labels)
-    return select(table, shown(path), text_column, text_pair_column, label_column, require_labels)
+    return select(table, shown(path), text_column, text_pair_column, label_column, require_labels, reader)
 
 
 def read_dataset(
@@ -75,6 +126,7 @@ def read_dataset(
     text_pair_column: str | None = None,
     label_column: str | None = LABEL,
     require_labels: bool = False,
+    reader: Reader = READER,
 ) -> Rows:
     """Read one split of a data set: a directory written by `save_to_disk`, one of data files, or a hub id.
 
@@ -95,7 +147,7 @@ def read_dataset(
         near = did_you_mean(split, splits)
         raise InputError(f"--dataset {shown(name)}: no split {split!r}; its splits are: {listed(splits)}.{near}")
     source = f"{shown(name)} ({split})"
-    return select(splits[split](), source, text_column, text_pair_column, label_column, require_labels)
+    return select(splits[split](), source, text_column, text_pair_column, label_column, require_labels, reader)
 
 
 def find_splits(name: str, config: str | None) -> dict[str, Callable[[], Table]]:
@@ -144,13 +196,14 @@ def select(
     text_pair_column: str | None,
     label_column: str | None,
     require_labels: bool,
+    reader: Reader,
 ) -> Rows:
-    """The columns asked for, as text and label names."""
+    """The columns asked for, as texts and labels."""
     if not table.rows:
         raise InputError(f"{source}: holds no rows.")
     if repeated := next((name for name in table.names if table.names.count(name) > 1), None):
         raise InputError(f"{source}: the column {repeated!r} occurs more than once; rename one of them.")
-    must_have_labels = require_labels or label_column != LABEL
+    must_have_labels = require_labels or label_column != reader.label_column
     wanted = {
         "--text-column": text_column,
         "--text-pair-column": text_pair_column,
@@ -162,15 +215,13 @@ def select(
             columns = f"its columns are: {listed(table.names)}"
             raise InputError(f"{source}: no column {name!r}; {columns}.{near} Name it with {flag}.")
 
-    def texts(column: str) -> list[str]:
-        return [text(value, source, row) for row, value in enumerate(table.cells(column), start=1)]
+    def cells(column: str, read: Callable[..., Any], *more: Any) -> list[Any]:
+        return [read(value, *more, source, row) for row, value in enumerate(table.cells(column), start=1)]
 
-    labels: list[str | None] | None = None
     classes = table.class_names.get(label_column or "")
-    if label_column in table.names:
-        labels = [label(value, classes, source, row) for row, value in enumerate(table.cells(label_column), start=1)]
-    pairs = None if text_pair_column is None else texts(text_pair_column)
-    return checked(Rows(texts(text_column), pairs, labels, source, classes), require_labels)
+    labels = cells(label_column, reader.label, classes) if label_column in table.names else None
+    pairs = None if text_pair_column is None else cells(text_pair_column, text)
+    return checked(Rows(cells(text_column, reader.text), pairs, labels, source, classes), require_labels)
 
 
 def checked(rows: Rows, require_labels: bool) -> Rows:
@@ -184,33 +235,3 @@ def checked(rows: Rows, require_labels: bool) -> Rows:
             "give them one, or train with --method self-supervised."
         )
     return rows
-
-
-def text(value: Any, source: str, row: int) -> str:
-    """A cell as text: null is empty, a number its digits; InputError for a list, an object or half a character."""
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if not isinstance(value, str | int | float):
-        raise InputError(f"{source}: the text of row {row} is {kind_of(value)}, not a string.")
-    try:
-        return str(value).encode().decode()
-    except UnicodeEncodeError as error:  # JSON can spell one half of a surrogate pair, which no tokenizer takes
-        raise InputError(f"{source}: the text of row {row} is not valid Unicode at character {error.start}.") from None
-
-
-def label(value: Any, classes: tuple[str, ...] | None, source: str, row: int) -> str | None:
-    """A cell as a class name: null and empty are none, numbers of declared classes their names, others their digits."""
-    if value is None or value == "" or (classes and value == -1):  # -1 is how `datasets` writes an unlabelled row
-        return None
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, bool | str):
-        return value if isinstance(value, str) else str(value).lower()
-    if not isinstance(value, int):
-        found = value if isinstance(value, float) else kind_of(value)
-        raise InputError(f"{source}: the label of row {row} is {found}; labels are names or whole numbers.")
-    if classes and not 0 <= value < len(classes):
-        raise InputError(f"{source}: the label of row {row} is {value}, but there are {len(classes)} classes.")
-    return classes[value] if classes else str(value)

@@ -23,18 +23,22 @@ from ftjax.errors import InputError, did_you_mean
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 JSON = (".jsonl", ".ndjson", ".json")
-SUFFIXES = (*SEPARATORS, *JSON, ".txt", ".parquet")
+SUFFIXES = (*SEPARATORS, *JSON, ".txt", ".parquet", ".conll")
 OPENERS: dict[str, Callable[..., IO[Any]]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Columns before they are chosen: names, the cells of one, how many rows, and the classes that columns declare."""
+    """Columns before they are chosen: names, the cells of one, how many rows, and the classes that columns declare.
+
+    plain: lines of text, which have no column that could be named.
+    """
 
     names: list[str]
     cells: Callable[[str], Iterable[Any]]
     rows: int
     class_names: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    plain: bool = False
 
 
 def load_tables(paths: Sequence[Path]) -> Table:
@@ -64,7 +68,9 @@ def load_table(path: Path) -> Table:
             if kind in JSON:
                 return json_table(file.read(), path)
             texts = [line.removesuffix("\n") for line in file]
-            return Table(["text"], {"text": texts}.__getitem__, len(texts))
+            if kind == ".conll":
+                return conll_table(texts, path)
+            return Table(["text"], {"text": texts}.__getitem__, len(texts), plain=True)
     except UnicodeDecodeError:
         raise InputError(not_utf8(path)) from None
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:  # all but the first: a damaged compressed file
@@ -160,6 +166,25 @@ def parsed(content: str, path: Path, line: int) -> Any:
         raise InputError(f"{shown(path)}: line {at} is not valid JSON ({reason}).") from None
 
 
+def conll_table(lines: Iterable[str], path: Path) -> Table:
+    """A word a line with its tag, the last field, and empty lines between sentences: the columns `tokens` and `tags`.
+
+    Fields are divided by a TAB, or by spaces where a line has none.
+    """
+    sentences: list[list[list[str]]] = [[]]
+    for number, line in enumerate(lines, start=1):
+        fields = line.split("\t") if "\t" in line else line.split()
+        if not line.strip() or fields[0] == "-DOCSTART-":
+            sentences.append([])
+        elif len(fields) < 2:
+            raise InputError(f"{shown(path)}: line {number} is {line!r}; a line has a word, a TAB and its tag.")
+        else:
+            sentences[-1].append([fields[0], fields[-1].strip()])
+    whole = [sentence for sentence in sentences if sentence]
+    cells = {name: [[fields[i] for fields in words] for words in whole] for i, name in enumerate(("tokens", "tags"))}
+    return Table(list(cells), cells.__getitem__, len(whole))
+
+
 def parquet_table(path: Path) -> Table:
     """The columns of a parquet file, with the class names that `datasets` stores in it."""
     import pyarrow
@@ -179,10 +204,11 @@ def parquet_table(path: Path) -> Table:
 
 
 def class_names(features: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """The class names of the columns that declare them."""
+    """The class names of the columns that declare them, for each cell or for the items of a list."""
     from datasets import ClassLabel
 
-    return {name: tuple(feature.names) for name, feature in features.items() if isinstance(feature, ClassLabel)}
+    declared = {name: getattr(feature, "feature", feature) for name, feature in features.items()}
+    return {name: tuple(feature.names) for name, feature in declared.items() if isinstance(feature, ClassLabel)}
 
 
 def kind_of(value: Any) -> str:

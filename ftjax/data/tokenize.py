@@ -12,7 +12,7 @@ import numpy as np
 
 from ftjax.data.files import Rows
 from ftjax.errors import InputError
-from ftjax.objectives import NO_LABEL
+from ftjax.objectives import NO_LABEL, has_label
 from ftjax.pretrained import gguf
 
 if TYPE_CHECKING:
@@ -25,8 +25,12 @@ CHUNK = 4096  # texts a tokenizer call: bounds memory on large files
 class Examples:
     """Tokenised rows, stored end to end.
 
-    tokens, token_types: int32 (all tokens,); row i is [starts[i], starts[i + 1]). labels: int32 (rows,), -100: none.
+    tokens, token_types: int32 (all tokens,); row i is [starts[i], starts[i + 1]).
+    labels: as in a batch (see `ftjax.objectives.Batch`), (rows, ...); or, where `per_token`, int32 (all tokens,).
     truncated, empty: how many rows were cut to max_length, and how many had no text.
+    spans: int32 (all tokens, 2), the characters [start, end) of the text, or of the second of a pair, that each token stands
+        for; an empty span where it stands for none. rows: int64 (rows,), where several examples are windows of one row as
+        it was read, the number of that row. Both only where they were asked for.
     """
 
     tokens: np.ndarray
@@ -35,14 +39,27 @@ class Examples:
     labels: np.ndarray
     truncated: int
     empty: int
+    per_token: bool = False
+    spans: np.ndarray | None = None
+    rows: np.ndarray | None = None
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.starts) - 1
 
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of each row, int64 (rows,)."""
         return np.diff(self.starts)
+
+    def at(self, row: int) -> slice:
+        """Where the tokens of a row are."""
+        return slice(self.starts[row], self.starts[row + 1])
+
+    @property
+    def labeled(self) -> np.ndarray:
+        """Which rows have a label, bool (rows,)."""
+        given = has_label(self.labels)
+        return np.logical_or.reduceat(given, self.starts[:-1]) if self.per_token else given
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
@@ -82,10 +99,7 @@ def label_names(rows: Sequence[Rows]) -> tuple[str, ...]:
 
 
 def encode(rows: Rows, tokenizer: PreTrainedTokenizerFast, labels: tuple[str, ...], max_length: int) -> Examples:
-    """Tokenise rows, cutting each to max_length tokens; InputError for a label that is not among `labels`.
-
-    A text without a token, where the tokenizer adds none of its own, gets the one that begins or ends texts.
-    """
+    """Tokenise rows, cutting each to max_length tokens; InputError for a label that is not among `labels`."""
     number = {name: i for i, name in enumerate(labels)}
     given: Sequence[str | None] = rows.labels or [None] * len(rows.texts)
     for row, name in enumerate(given, start=1):
@@ -93,32 +107,69 @@ def encode(rows: Rows, tokenizer: PreTrainedTokenizerFast, labels: tuple[str, ..
             raise InputError(
                 f"{rows.source}: row {row} has the label {name!r}, which training has not seen; known: {', '.join(labels)}."
             )
+    numbers = np.array([NO_LABEL if name is None else number[name] for name in given], np.int32)
+    return dataclasses.replace(tokenized(rows.texts, rows.pairs, tokenizer, max_length), labels=numbers)
+
+
+def tokenized(
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    tokenizer: PreTrainedTokenizerFast,
+    max_length: int,
+    *,
+    spans: bool = False,
+    overlap: int | None = None,
+) -> Examples:
+    """The texts, or pairs of texts, as examples without labels, each cut to max_length tokens.
+
+    A text without a token, where the tokenizer adds none of its own, gets the one that begins or ends texts.
+    spans: say what characters each token stands for. overlap: cut nothing but make an example of every window of the
+    second text, which has so many tokens in common with the one before.
+    """
     ids: list[list[int]] = []
     types: list[list[int]] = []
+    places: list[tuple[int, int]] = []
+    rows: list[int] = []
     truncated = 0
     ends = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
     nothing = next((token for token in ends if token is not None), 0)
-    for start in range(0, len(rows.texts), CHUNK):
-        pairs = None if rows.pairs is None else rows.pairs[start : start + CHUNK]
+    how: dict[str, Any] = {"truncation": True}
+    if overlap is not None:
+        how = {"truncation": "only_second", "stride": overlap, "return_overflowing_tokens": True}
+    for start in range(0, len(texts), CHUNK):
         encoded: Any = tokenizer(
-            rows.texts[start : start + CHUNK], pairs, truncation=True, max_length=max_length, return_token_type_ids=True
+            texts[start : start + CHUNK],
+            None if pairs is None else pairs[start : start + CHUNK],
+            max_length=max_length,
+            return_token_type_ids=True,
+            **how,
         )
         ids += [row or [nothing] for row in encoded["input_ids"]]
         types += [row or [0] for row in encoded["token_type_ids"]]
-        truncated += sum(bool(encoding.overflowing) for encoding in encoded.encodings)
+        if overlap is None:
+            truncated += sum(bool(encoding.overflowing) for encoding in encoded.encodings)
+        else:
+            rows += [start + row for row in encoded["overflow_to_sample_mapping"]]
+        if spans:
+            text = 0 if pairs is None else 1
+            for encoding in encoded.encodings:
+                which = encoding.sequence_ids or [None]
+                places += [at if i == text else (0, 0) for at, i in zip(encoding.offsets or [(0, 0)], which, strict=True)]
     lengths = np.fromiter(map(len, ids), np.int64, len(ids))
     return Examples(
         tokens=np.fromiter((t for row in ids for t in row), np.int32, lengths.sum()),
         token_types=np.fromiter((t for row in types for t in row), np.int32, lengths.sum()),
         starts=np.concatenate([[0], lengths.cumsum()]),
-        labels=np.array([NO_LABEL if name is None else number[name] for name in given], np.int32),
+        labels=np.full(len(ids), NO_LABEL, np.int32),
         truncated=truncated,
-        empty=sum(not text.strip() for text in rows.texts),
+        empty=sum(not text.strip() for text in texts),
+        spans=np.array(places, np.int32).reshape(-1, 2) if spans else None,
+        rows=np.array(rows) if overlap is not None else None,
     )
 
 
 def join(first: Examples, second: Examples) -> Examples:
-    """The rows of both, first's before second's."""
+    """The rows of both, first's before second's, to train on: where in which text they were is left out."""
     return Examples(
         tokens=np.concatenate([first.tokens, second.tokens]),
         token_types=np.concatenate([first.token_types, second.token_types]),
@@ -126,4 +177,5 @@ def join(first: Examples, second: Examples) -> Examples:
         labels=np.concatenate([first.labels, second.labels]),
         truncated=first.truncated + second.truncated,
         empty=first.empty + second.empty,
+        per_token=first.per_token,
     )

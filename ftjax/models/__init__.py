@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ftjax.models.bert import BertConfig
-from ftjax.models.body import Body, Classifier, Config
+from ftjax.models.body import OF_TOKENS, Body, Classifier, Config
 from ftjax.models.decoder import Decoder
 from ftjax.models.distilbert import DistilBertConfig
 from ftjax.models.electra import ElectraConfig
@@ -96,6 +96,16 @@ class Model:
     def prefix_layers(self) -> int:
         """How many layers, from the first on, are frozen together with all before them: their output never changes."""
         return leading(self.frozen)
+
+    @property
+    def of_tokens(self) -> bool:
+        """Whether the classifier says something of each token, and so reads all of the last layer's output."""
+        return dict(self.heads)["classifier"] in OF_TOKENS
+
+    @property
+    def frozen_readout(self) -> bool:
+        """Whether all layers are frozen and of the last one a single position is all that is read."""
+        return self.prefix_layers == self.config.num_hidden_layers and not self.of_tokens
 
     def freeze(self, trained: Collection[str]) -> Model:
         """The model whose embeddings and layers have their dropout off, unless a parameter among `trained` is in them."""

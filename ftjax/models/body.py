@@ -14,11 +14,15 @@ from ftjax.errors import InputError
 VALUES = {"bool": (bool, "true or false"), "int": (int, "a number"), "float": (float | int, "a number"), "str": (str, "a text")}
 """The type of a config's field -> what config.json may have for it, and what to call that."""
 
-Classifier = Literal["pooled", "first-token", "last-token", "mean"]
+Classifier = Literal["pooled", "first-token", "last-token", "mean", "every-token", "span"]
 """pooled: a dense layer, its activation and dropout on the first token, then the linear layer, as transformers' classes
 for encoders have it. first-token, last-token: dropout and a linear layer on that token's last hidden state. mean: the
 same on the mean of the last hidden states over the tokens, scaled to the length √hidden: what encoders trained for
-sentence embeddings (Reimers and Gurevych, 2019, https://arxiv.org/abs/1908.10084) carry their meaning in."""
+sentence embeddings (Reimers and Gurevych, 2019, https://arxiv.org/abs/1908.10084) carry their meaning in. every-token: dropout
+and a linear layer on each token, as transformers' classes for token classification. span: a linear layer from each token to
+two numbers, of a span's beginning and of its end, as their classes for question answering."""
+OF_TOKENS: tuple[Classifier, ...] = ("every-token", "span")
+"""Those that say something of each token; the others read one position, or the mean."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Config:
     """Names in config.json -> fields here, where they differ; "" for what it has besides and does not mean."""
     parts: ClassVar[tuple[str, ...]] = ("encoder",)
     """Attributes of the body's parts in a model, also the first word of their parameters' names."""
-    classifiers: ClassVar[tuple[Classifier, ...]] = ("pooled", "first-token", "mean")
+    classifiers: ClassVar[tuple[Classifier, ...]] = ("pooled", "first-token", "mean", *OF_TOKENS)
     """The classification heads that the architecture knows, its own first."""
     pooling: ClassVar[Pooling] = Pooling()
     causal: ClassVar[bool] = False
@@ -103,8 +107,12 @@ class Config:
 
     @property
     def head_dropout(self) -> float:
-        """The dropout rate of the classification head."""
+        """The dropout rate of the architecture's own classification head."""
         return 0.0
+
+    def dropout_of(self, classifier: Classifier | None) -> float:
+        """The dropout rate of a classification head; transformers' classes have none before `span`."""
+        return 0.0 if classifier == "span" else self.head_dropout
 
     @property
     def masked_lm_activation(self) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import ClassVar
 
-from ftjax.models.body import Pooling
+from ftjax.models.body import Classifier, Pooling
 from ftjax.models.post_norm import PostNormConfig
 
 
@@ -26,7 +26,7 @@ class DistilBertConfig(PostNormConfig):
         "seq_classif_dropout": "classifier_dropout",
         "layer_norm_eps": "",  # fixed at 1e-12
     }
-    dropout_fields: ClassVar[tuple[str, ...]] = (*PostNormConfig.dropout_fields, "classifier_dropout")
+    dropout_fields: ClassVar[tuple[str, ...]] = (*PostNormConfig.dropout_fields, "classifier_dropout", "qa_dropout")
     attention_output_dropout: ClassVar[bool] = False
     pooling: ClassVar[Pooling] = Pooling(activation="relu")
 
@@ -37,10 +37,15 @@ class DistilBertConfig(PostNormConfig):
     intermediate_size: int = 3072
     max_position_embeddings: int = 512
     classifier_dropout: float = 0.2
+    qa_dropout: float = 0.1
 
     @property
     def head_dropout(self) -> float:
         return self.classifier_dropout
+
+    def dropout_of(self, classifier: Classifier | None) -> float:
+        own = {"every-token": self.hidden_dropout_prob, "span": self.qa_dropout}
+        return own.get(classifier or "", self.head_dropout)
 
     @property
     def masked_lm_activation(self) -> str:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ftjax.models.body import Body, Classifier, Config
+from ftjax.models.body import OF_TOKENS, Body, Classifier, Config
 from ftjax.models.decoder import Decoder, NextTokenHead
 from ftjax.models.layers import ACTIVATIONS, Dense, LayerNorm, dot, mean_pool
 from ftjax.random import dropout, fold_in
@@ -74,7 +74,8 @@ class TextModel(nnx.Module):
             self.lm_head = NextTokenHead(config, dtype)  # type: ignore[arg-type]  # of decoders alone
         self.causal_lm, self.scan = causal_lm, scan
         self.pooled, self.pooling, self.averaged = classifier == "pooled", config.pooling, classifier == "mean"
-        self.dropout_rate = config.head_dropout
+        self.of_tokens = classifier in OF_TOKENS
+        self.dropout_rate = config.dropout_of(classifier)
         self.remat = False
 
     @property
@@ -101,7 +102,8 @@ class TextModel(nnx.Module):
             `prefix` is the output of as many layers as lead the list `frozen` (see `ftjax.models.Model.prefix_layers`).
         seeds: uint32 (batch,) for dropout; None: the result is deterministic. frozen: for the embeddings and every
             layer, whether its dropout is off in any case.
-        readout: the last one is what a classifier reads, (batch, 1, hidden): one position, or with `mean` their average.
+        readout: the last one is what a classifier reads, (batch, 1, hidden): one position, or with `mean` their average;
+            all of it where the classifier is one of tokens.
         Where `remat` is set, what is inside a layer is computed again in the backward pass instead of kept.
         """
         body, layers = self.body, len(self.body.layers)
@@ -112,7 +114,8 @@ class TextModel(nnx.Module):
         start = leading(frozen) if "prefix" in batch else 0
         states = [batch["prefix"] if "prefix" in batch else body.embed(batch, by_stage[0])]
         context: Any = body.context(batch) if start < stop else None
-        single = readout and not self.averaged and stop == layers  # of the last layer only one position is read
+        # of the last layer only one position is read
+        single = readout and not self.averaged and not self.of_tokens and stop == layers
         alone = stop - 1 if single else stop
         if self.scan and isinstance(body, Decoder) and start < alone:
             states.append(body.scan(range(start, alone), states[-1], context, by_stage[start + 1 : alone + 1]))
@@ -134,8 +137,11 @@ class TextModel(nnx.Module):
         return ACTIVATIONS[self.pooling.activation](self.pooler(first))
 
     def classify(self, hidden: jax.Array, *, seeds: jax.Array | None = None) -> jax.Array:
-        """Last hidden state with `readout`, (batch, 1, hidden), to float32 logits (batch, labels)."""
-        read = self.pool(hidden, seeds=seeds) if self.pooled else hidden[:, 0]
+        """Last hidden state with `readout`, (batch, 1, hidden), to float32 logits (batch, labels).
+
+        A classifier of tokens takes it whole and gives (batch, length, labels).
+        """
+        read = self.pool(hidden, seeds=seeds) if self.pooled else hidden if self.of_tokens else hidden[:, 0]
         return self.classifier(dropout(read, self.dropout_rate, None if seeds is None else fold_in(seeds, POOLED_SEED)))
 
     def vocabulary_logits(self, hidden: jax.Array) -> jax.Array:

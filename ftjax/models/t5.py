@@ -76,6 +76,7 @@ class T5Config(Config):
     tie_word_embeddings: bool = True
     scale_decoder_outputs: bool | None = None
     decoder_start_token_id: int | None = None
+    eos_token_id: int | None = 1
     own_lm_head: bool = False
 
     def check(self, config: dict[str, Any], source: str) -> None:

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ftjax.models import Params
 from ftjax.objectives.schedule import Schedule
 from ftjax.random import example_seeds, fold_in
 
 Batch = dict[str, jax.Array]
-"""input_ids, attention_mask, token_type_ids: int32 (batch, length); labels: int32 (batch,), -100 where there is none;
-example_ids: int32 (batch,), which example of the data set a row is (-1: a row that only fills the batch).
+"""input_ids, attention_mask, token_type_ids: int32 (batch, length); labels: what the task's loss takes, int32 (batch, ...),
+-100 where there is none, or float32 (batch, ...), NaN where there is none; example_ids: int32 (batch,), which example of the
+data set a row is (-1: a row that only fills the batch).
 `prefix`, float32 (batch, length or 1, hidden), takes the place of the tokens where the output of the model's frozen layers
 is known already (see `ftjax.prefix`)."""
 
@@ -68,7 +71,13 @@ def measure(
 def rows(batch: Batch, *, all_rows: bool = False) -> jax.Array:
     """Which rows a term without labels is about, float32 (batch,): 1 for those without a label, or for all; 0 for filler."""
     real = batch["example_ids"] >= 0
-    return (real & (all_rows | (batch["labels"] < 0))).astype(jnp.float32)
+    return (real & (all_rows | ~has_label(batch["labels"]))).astype(jnp.float32)
+
+
+def has_label(labels: Any) -> Any:
+    """Which rows have a label, bool (batch,), of labels (batch, ...) as NumPy or JAX has them: any that is one will do."""
+    given = labels == labels if np.issubdtype(labels.dtype, np.floating) else labels >= 0  # NaN differs from itself
+    return given if labels.ndim == 1 else given.reshape(len(labels), -1).any(-1)
 
 
 def fixed_seeds(batch: Batch) -> jax.Array:

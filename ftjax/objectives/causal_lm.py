@@ -27,6 +27,11 @@ def next_tokens(batch: Batch) -> jax.Array:
     return jnp.pad(jnp.where(counts, batch["input_ids"][:, 1:], NO_LABEL), ((0, 0), (0, 1)), constant_values=NO_LABEL)
 
 
+def labeled_tokens(batch: Batch) -> Batch:
+    """The batch with a `loss_mask` of the tokens that have a label: `labels`, int32 (batch, length), is -100 elsewhere."""
+    return batch | {"loss_mask": (batch["labels"] >= 0).astype(jnp.int32)}
+
+
 def blockwise(
     logits: Callable[[jax.Array], jax.Array], hidden: jax.Array, labels: jax.Array, block: int
 ) -> tuple[jax.Array, jax.Array]:
@@ -53,20 +58,50 @@ def blockwise(
     return jax.lax.scan(add, (jnp.zeros(()), jnp.zeros(())), (hidden, labels))[0]
 
 
+def token_scores(model: Model, params: Params, batch: Batch, block: int = 256) -> jax.Array:
+    """Of every token its loss (nats) and whether it was the likeliest, float32 (batch, length, 2); 0, 0 where none counts.
+
+    What counts is what `next_tokens` says; what a token is predicted from is before it. Deterministic. Logits of about
+    `block` positions are held at a time: some columns of the batch, so that rows may lie on several devices.
+    """
+    module = model.bind(params)
+    hidden, labels = module.hidden_states(batch)[-1], next_tokens(batch)
+    rows, length = labels.shape
+    width = min(max(1, block // rows), length)
+    fill = -length % width
+
+    def columns(x: jax.Array) -> jax.Array:
+        """(rows, length + fill, ...) to (blocks, rows, width, ...)."""
+        return x.reshape(rows, -1, width, *x.shape[2:]).swapaxes(0, 1)
+
+    def one(part: tuple[jax.Array, jax.Array]) -> jax.Array:
+        scores = module.vocabulary_logits(part[0])
+        losses, weights = cross_entropy(scores, part[1])
+        return jnp.stack([losses, weights * (scores.argmax(-1) == part[1]).astype(jnp.float32)], axis=-1)
+
+    hidden = jnp.pad(hidden, ((0, 0), (0, fill), (0, 0)))
+    labels = jnp.pad(labels, ((0, 0), (0, fill)), constant_values=NO_LABEL)
+    found = jax.lax.map(one, (columns(hidden), columns(labels))).swapaxes(0, 1).reshape(rows, -1, 2)[:, :length]
+    return jnp.pad(found[:, :-1], ((0, 0), (1, 0), (0, 0)))
+
+
 @dataclasses.dataclass(frozen=True)
 class CausalLM:
     """Cross-entropy of the next token at every position that has one; also the metric `causal_lm_accuracy`.
 
     The model has the head `causal_lm`. Rows may be packed (`segment_ids`); `loss_mask` chooses the tokens to learn, such
-    as an assistant's. block: positions whose logits are held at a time.
+    as an assistant's. labeled: instead, those that have a label, see `labeled_tokens`. block: positions whose logits are held
+    at a time.
     """
 
     reads_vocabulary: ClassVar[bool] = True  # as its output matrix, where embeddings are tied
 
     model: Model
     block: int = 256
+    labeled: bool = False
 
     def __call__(self, params: Params, batch: Batch, seeds: jax.Array | None) -> tuple[Average, dict[str, Average]]:
+        batch = labeled_tokens(batch) if self.labeled else batch
         module = self.model.bind(params)
         labels = next_tokens(batch)
         hidden = module.hidden_states(batch, seeds=seeds, frozen=self.model.frozen)[-1]

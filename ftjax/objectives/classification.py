@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.
 
 
 def class_logits(model: Model, params: Params, batch: Batch, seeds: jax.Array | None) -> jax.Array:
-    """float32 (batch, classes); with seeds the model is in training mode."""
+    """float32 (batch, classes), or (batch, length, classes) of a head for tokens; with seeds the model is in training mode."""
     module = model.bind(params)
     hidden = module.hidden_states(batch, seeds=seeds, frozen=model.frozen, readout=True)
     return module.classify(hidden[-1], seeds=seeds)
@@ -30,7 +31,9 @@ def class_logits(model: Model, params: Params, batch: Batch, seeds: jax.Array | 
 
 @dataclasses.dataclass(frozen=True)
 class Classification:
-    """Cross-entropy of the classification head on `batch["labels"]`; also the metric `accuracy`."""
+    """Cross-entropy of the classification head on `batch["labels"]`, of rows or of tokens; also the metric `accuracy`."""
+
+    takes_prefix: ClassVar[bool] = True  # reads nothing of the tokens but what the model's layers make of them
 
     model: Model
 

@@ -131,6 +131,11 @@ class MaskedLM:
             )
 
     def __call__(self, params: Params, batch: Batch, seeds: jax.Array | None) -> tuple[Average, dict[str, Average]]:
+        total, right, weight = self.by_row(params, batch, seeds).sum(0)
+        return (total, weight), {"masked_lm_accuracy": (right, weight)}
+
+    def by_row(self, params: Params, batch: Batch, seeds: jax.Array | None) -> jax.Array:
+        """Of each row the nats of its masked tokens, how many were the likeliest, how many there are: float32 (batch, 3)."""
         continues = None
         if self.whole_word:
             continues = jnp.asarray(np.frombuffer(self.continuations, np.uint8) > 0)[batch["input_ids"]]
@@ -152,4 +157,4 @@ class MaskedLM:
         logits = module.vocabulary_logits(jnp.take_along_axis(hidden[-1], masked.positions[..., None], axis=1))
         losses, weights = cross_entropy(logits, masked.labels)
         right = weights * (logits.argmax(-1) == masked.labels).astype(jnp.float32)
-        return (losses.sum(), weights.sum()), {"masked_lm_accuracy": (right.sum(), weights.sum())}
+        return jnp.stack([losses.sum(-1), right.sum(-1), weights.sum(-1)], axis=-1)

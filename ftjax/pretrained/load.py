@@ -18,6 +18,7 @@ from ftjax.models.shapes import SHAPES
 from ftjax.pretrained import gguf, keras
 from ftjax.pretrained.hub import model_directory
 from ftjax.pretrained.names import NameTable, table_of
+from ftjax.pretrained.names.table import SPANS, TOKENS
 from ftjax.pretrained.tensors import INDEX, SINGLE, Parts, SafeTensors, Weights, read_json, safetensors_files
 
 FLOATS = (np.dtype("float32"), np.dtype("float16"), np.dtype("float64"), np.dtype(ml_dtypes.bfloat16))
@@ -35,6 +36,7 @@ class Pretrained:
     labels: class names in the order of the classifier's outputs, or () without a classifier.
     classifier: the kind of head that these would have; None where the architecture has none.
     raw_config: config.json as read.
+    problem_type: what config.json will call a classifier's problem; None: it will not.
     """
 
     directory: Path
@@ -47,6 +49,7 @@ class Pretrained:
     labels: tuple[str, ...]
     classifier: Classifier | None
     raw_config: dict[str, Any]
+    problem_type: str | None = "single_label_classification"
 
 
 def read_config(directory: Path | str) -> tuple[Config, dict[str, Any], NameTable]:
@@ -71,11 +74,11 @@ def read_config(directory: Path | str) -> tuple[Config, dict[str, Any], NameTabl
 
 
 def refuse_seq2seq(config: Config, source: str) -> None:
-    """InputError for an encoder and decoder: the library runs and trains those, no command does."""
+    """InputError for an encoder and decoder, which write texts and do nothing else."""
     if type(config) in SEQ2SEQ:
         raise InputError(
-            f"{source}: {config.model_type} has an encoder and a decoder, which no command knows yet; "
-            "see ftjax.objectives.seq2seq for training it in a loop of your own."
+            f"{source}: {config.model_type} has an encoder and a decoder, which turn texts into others: take --task seq2seq, "
+            "or ftjax generate."
         )
 
 
@@ -94,9 +97,17 @@ def unnamed(number: int) -> tuple[str, ...]:
 
 
 def saved_classifier(config: Config, raw_config: dict[str, Any]) -> Classifier | None:
-    """Which classification head a directory's weights belong to: the architecture's own, unless we marked another one."""
+    """Which classification head a directory's weights belong to: the class's in config.json, or the one that we marked."""
+    ends: dict[str, Classifier] = {TOKENS: "every-token", SPANS: "span"}
+    named = next((kind for end, kind in ends.items() if saved_class(raw_config).endswith(end)), None)
     marked = raw_config.get("ftjax_classifier")
-    return marked if marked in config.classifiers else config.own_classifier
+    return next((kind for kind in (named, marked) if kind in config.classifiers), config.own_classifier)
+
+
+def saved_class(raw_config: dict[str, Any]) -> str:
+    """transformers' class that a directory was saved from, or ""."""
+    named = raw_config.get("architectures")
+    return named[0] if isinstance(named, list) and named and isinstance(named[0], str) else ""
 
 
 def open_weights(directory: Path, table: NameTable) -> Weights:
@@ -176,6 +187,7 @@ def load_pretrained(
     precision: str = "float32",
     dropout: float | None = None,
     seed: int = 0,
+    from_scratch: bool = False,
 ) -> Pretrained:
     """Load a model with the heads asked for.
 
@@ -187,6 +199,7 @@ def load_pretrained(
     precision: operand dtype of dot products, "float32" or "bfloat16"; parameters are float32 either way.
     dropout: a rate for all dropout instead of the config's.
     seed: for what is initialised; each parameter's value depends on the seed and its own name alone.
+    from_scratch: read config.json alone, and initialise every parameter.
 
     Raises InputError for a missing or damaged directory, an unsupported architecture, and unexpected, misshapen or
     missing weights, which it names.
@@ -200,17 +213,18 @@ def load_pretrained(
     _check_heads(
         config, raw_config, directory, kind, classify=bool(labels or classifier), masked_lm=masked_lm, causal_lm=causal_lm
     )
-    weights = open_weights(directory, table)
+    weights: Weights = SafeTensors([]) if from_scratch else open_weights(directory, table)
     spelled = spell(weights, table, directory)
-    config = config.for_files(spelled)
-    head = spelled.get(table.theirs("classifier.kernel")[0]) if config.classifiers else None
+    config = config.for_files(["lm_head.weight"] if from_scratch else spelled)
+    head = spelled.get(table.with_classifier(saved).theirs("classifier.kernel")[0]) if config.classifiers else None
     rows = (weights.headers[head].shape or (0,))[0] if head else 0
-    in_files = (saved_labels(raw_config) or unnamed(rows)) if rows else ()
+    in_files = () if not rows else unnamed(rows) if saved == "span" else saved_labels(raw_config) or unnamed(rows)
     if len(in_files) != rows:
         raise InputError(f"{directory}: {head} has {rows} rows but config.json names {len(in_files)} labels.")
     labels = in_files if labels is None else labels
     numbered = in_files == unnamed(rows) and labels == tuple(map(str, range(rows)))
     fits = rows > 0 and (labels == in_files or numbered) and kind == saved
+    table = table.with_classifier(kind)
 
     model = build(
         config,
@@ -244,7 +258,7 @@ def load_pretrained(
     unexpected = [name for canonical, name in spelled.items() if name not in used and not table.is_carried(canonical)]
     if unexpected:
         raise InputError(f"{directory}: unexpected weights: {_some(unexpected)}; is config.json that of another model?")
-    if lost := [name for name in new if name.startswith(config.parts)]:
+    if not from_scratch and (lost := [name for name in new if name.startswith(config.parts)]):
         raise InputError(f"{directory}: missing weights: {_some([named[name][0] for name in lost])}.")
 
     params = _initialised(model, new, seed)

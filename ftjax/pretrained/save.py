@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ftjax.models import Params, merge_lora
+from ftjax.models.body import OF_TOKENS
 from ftjax.pretrained import gguf
 from ftjax.pretrained.load import Pretrained, open_weights
 from ftjax.pretrained.names import table_of
@@ -29,7 +30,7 @@ def save_pretrained(pretrained: Pretrained, params: Params, directory: str | Pat
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    table = table_of(pretrained.model.config)
+    table = table_of(pretrained.model.config).with_classifier(pretrained.classifier)
     has_head = bool(pretrained.labels)
     causal_lm = bool(dict(pretrained.model.heads)["causal_lm"])
     prefixed = has_head or causal_lm or "masked_lm.bias" in params
@@ -57,11 +58,11 @@ def save_pretrained(pretrained: Pretrained, params: Params, directory: str | Pat
         if has_head:
             config |= {
                 "architectures": [table.classes[0]],
-                "problem_type": "single_label_classification",
+                "problem_type": pretrained.problem_type,
                 "id2label": {str(i): label for i, label in enumerate(pretrained.labels)},
                 "label2id": {label: i for i, label in enumerate(pretrained.labels)},
             }
-            if pretrained.classifier == pretrained.model.config.own_classifier:
+            if pretrained.classifier in (pretrained.model.config.own_classifier, *OF_TOKENS):
                 config.pop("ftjax_classifier", None)
             else:
                 config["ftjax_classifier"] = pretrained.classifier  # no class of transformers has this head

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 
 from ftjax.report.formats import duration, finite, integer, memory
-from ftjax.report.runs import RunRecord, best, measure, names
+from ftjax.report.runs import RunRecord, best, measure, metric_of, names
 from ftjax.report.seeds import Setting, best_setting, difference, settings
-from ftjax.report.tables import SCORES, say_score
+from ftjax.report.tables import say_score
 
 
 def answer(runs: Sequence[RunRecord]) -> str:
@@ -17,7 +17,8 @@ def answer(runs: Sequence[RunRecord]) -> str:
         return _over_seeds(found)
     split, score = measure(runs)
     called, values = names(runs), [run.score(split, score) for run in runs]
-    winner, what = best(runs), f"{split} {SCORES[score]}"
+    metric = metric_of(runs, score)
+    winner, what = best(runs), f"{split} {metric.shown}"
     if winner is None:
         return "No rows with labels were given to score on." if len(runs) > 1 else f"{_title(called[0])}{_cost(runs[0])}."
     value = say_score(score, values[winner])
@@ -33,7 +34,7 @@ def answer(runs: Sequence[RunRecord]) -> str:
     if full is None:
         return f"{first}{_cost(runs[winner])}."
     if full != winner:
-        above = _above_full(score, values[winner], values[full])
+        above = _above_full(score, values[winner], values[full], higher_is_better=metric.higher_is_better)
         cost = _next_to_full(runs[winner], runs[full])
         subject = f"{_title(called[winner])} took " if len(tied) > 1 else "for "
         said = [part for part in (above, subject + cost if cost else "") if part]
@@ -126,7 +127,9 @@ def _next_to_full(run: RunRecord, full: RunRecord) -> str:
     return " and ".join(parts)
 
 
-def _above_full(score: str, value: float | None, full: float | None) -> str:
+def _above_full(score: str, value: float | None, full: float | None, *, higher_is_better: bool) -> str:
     if value is None or full is None or value == full:
         return ""
-    return f"{full - value:.4f} below full" if score == "loss" else f"{100 * (value - full):.1f} points above full"
+    if score.endswith("accuracy"):
+        return f"{100 * (value - full):.1f} points above full"
+    return f"{value - full:.4f} above full" if higher_is_better else f"{full - value:.4f} below full"

@@ -15,9 +15,9 @@ from ftjax.report.classes import calibration, calibration_error, class_scores
 from ftjax.report.figures import COLOURS, Series, curve, draw, value_of
 from ftjax.report.formats import MISSING, duration, finite, integer, memory, percent
 from ftjax.report.markup import STYLE, Html, escape, join, tag
-from ftjax.report.runs import RunRecord, best, measure, names, read_run
+from ftjax.report.runs import RunRecord, best, measure, metric_of, names, read_run
 from ftjax.report.seeds import best_setting, seeds_table, settings
-from ftjax.report.tables import SCORES, comparison
+from ftjax.report.tables import comparison
 
 MOST_LABELS = 12
 """A confusion matrix with more labels than this cannot be read; the pairs most often confused take its place."""
@@ -114,9 +114,11 @@ def _over_seeds(runs: Sequence[RunRecord]) -> Html:
 def _curves(runs: Sequence[RunRecord]) -> Html:
     lines = [line for run in runs for line in run.metrics]
     x = "epoch" if all("epoch" in line for line in lines) else "step"
+    task, main = runs[0].task, next(iter(runs[0].task.metrics))
+    scale, unit = _unit(main)
     panels = (
-        ("loss", "Training loss (nats)", "train", ("classification_loss", "loss"), 1.0),
-        ("accuracy", "Evaluation accuracy (%)", "eval", ("accuracy",), 100.0),
+        ("loss", f"Training loss{_unit('loss')[1]}", "train", (f"{task.name.replace('-', '_')}_loss", "loss"), 1.0),
+        ("score", f"Evaluation {task.metrics[main].shown}{unit}", "eval", (main,), scale),
         ("masked", "Language-model loss (nats)", "train", ("masked_lm_loss", "causal_lm_loss"), 1.0),
     )
     figures = []
@@ -139,7 +141,7 @@ def _curves(runs: Sequence[RunRecord]) -> Html:
 def _cost(runs: Sequence[RunRecord]) -> Html:
     """Score over training time, a point a run; nothing where fewer than two runs have both."""
     split, score = measure(runs)
-    scale, unit = (1.0, " (nats)") if score == "loss" else (100.0, " (%)")
+    scale, unit = _unit(score)
     series = [
         Series(name, number, [seconds], [scale * value])
         for number, (name, run) in enumerate(zip(names(runs), runs, strict=True))
@@ -153,7 +155,7 @@ def _cost(runs: Sequence[RunRecord]) -> Html:
     label = f"{title} by {x_label}. " + " ".join(f"{s.name}: {s.y[0]:.3g} after {duration(s.x[0])}." for s in series)
     picture = draw(series, prefix="cost", title=title, x_label=x_label, points=True, label=escape(label))
     caption = "Each run's score over its training time, compilation included. Upper left is better."
-    if score == "loss":
+    if not metric_of(runs, score).higher_is_better:
         caption = caption.replace("Upper", "Lower")
     return tag("div", tag("figure", Html(picture), tag("figcaption", caption)), class_="figures")
 
@@ -161,7 +163,7 @@ def _cost(runs: Sequence[RunRecord]) -> Html:
 def _by_labels(runs: Sequence[RunRecord]) -> Html:
     """Score over labelled rows a class, a line a method; nothing where no method was run with several numbers of them."""
     split, score = measure(runs)
-    scale, unit = (1.0, " (nats)") if score == "loss" else (100.0, " (%)")
+    scale, unit = _unit(score)
     found: dict[str, dict[float, list[float]]] = {}
     for run in runs:
         labels, value = finite(run.config.get("labels_per_class")), run.score(split, score)
@@ -173,7 +175,7 @@ def _by_labels(runs: Sequence[RunRecord]) -> Html:
     ]
     if all(len(one.x) < 2 for one in series):
         return Html()
-    title, x_label = f"{'Test' if split == 'test' else 'Evaluation'} {SCORES[score]}{unit}", "labels a class"
+    title, x_label = f"{'Test' if split == 'test' else 'Evaluation'} {metric_of(runs, score).shown}{unit}", "labels a class"
     label = f"{title} by {x_label}. " + " ".join(f"{s.name}: from {s.y[0]:.3g} to {s.y[-1]:.3g}." for s in series)
     picture = draw(series, prefix="labels", title=title, x_label=x_label, points=True, label=escape(label))
     caption = "By how many rows of each class had a label in training; runs with equally many are averaged."
@@ -185,7 +187,7 @@ def _caption(runs: Sequence[RunRecord], panel: str, kind: str, keys: Sequence[st
     lines = [line for run in runs for line in run.metrics if line.get("kind") == kind]
     said = {
         "loss": "Smoothed; the logged values are faint.",
-        "accuracy": "Every evaluation during training.",
+        "score": "Every evaluation during training.",
         "masked": "The self-supervised part of the loss, before its weight; smoothed, the logged values faint.",
     }[panel]
     if panel == "loss" and any("masked_lm_loss" in line or "causal_lm_loss" in line for line in lines):
@@ -429,8 +431,15 @@ def _swatch(number: int) -> Html:
 
 
 def _scored(run: RunRecord) -> list[dict[str, Any]]:
-    """The predictions that have a label to be right or wrong about."""
+    """The predictions of a class that have a label to be right or wrong about."""
+    if not run.task.row_classes:
+        return []
     return [p for p in run.predictions if p.get("label") is not None and p.get("prediction") is not None]
+
+
+def _unit(score: str) -> tuple[float, str]:
+    """What a score is multiplied by in a figure, and the unit that gives it."""
+    return (100.0, " (%)") if score.endswith("accuracy") else (1.0, " (nats)" if score == "loss" else "")
 
 
 def _confidence(prediction: dict[str, Any]) -> float:

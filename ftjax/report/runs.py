@@ -11,18 +11,15 @@ from typing import Any
 
 from ftjax.errors import InputError
 from ftjax.report.formats import finite
+from ftjax.tasks import TASKS, task_class
+from ftjax.tasks.task import LOSS, Metric, Task
 
-MEASURES = (
-    ("test", "accuracy"),
-    ("eval", "accuracy"),
-    ("test", "masked_lm_accuracy"),
-    ("eval", "masked_lm_accuracy"),
-    ("test", "causal_lm_accuracy"),
-    ("eval", "causal_lm_accuracy"),
-    ("test", "loss"),
-    ("eval", "loss"),
-)
-"""What runs can be compared by, the most telling first."""
+WITHOUT_LABELS = {
+    "masked_lm_accuracy": Metric("masked-token accuracy"),
+    "causal_lm_accuracy": Metric("next-token accuracy"),
+    "loss": LOSS,
+}
+"""What runs can be compared by besides their task's own metrics."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +31,12 @@ class RunRecord:
     metrics: list[dict[str, Any]]
     result: dict[str, Any]
     predictions: list[dict[str, Any]]
+
+    @property
+    def task(self) -> type[Task]:
+        """What was learnt."""
+        name = self.config.get("task")
+        return task_class(name if name in TASKS else TASKS[0])
 
     @property
     def method(self) -> str:
@@ -77,17 +80,26 @@ def names(runs: Sequence[RunRecord]) -> list[str]:
 
 def measure(runs: Sequence[RunRecord]) -> tuple[str, str]:
     """What to compare these runs by, as (split, score): the first that every run has, else the first that one has."""
+    main = next(iter(runs[0].task.metrics))
     for enough in (all, any):
-        for split, name in MEASURES:
-            if enough(run.score(split, name) is not None for run in runs):
-                return split, name
-    return MEASURES[1]
+        for name in (main, *WITHOUT_LABELS):
+            for split in ("test", "eval"):
+                if enough(run.score(split, name) is not None for run in runs):
+                    return split, name
+    return "eval", main
+
+
+def metric_of(runs: Sequence[RunRecord], name: str) -> Metric:
+    """What a score of these runs is called, and which way it is better."""
+    return {**WITHOUT_LABELS, **runs[0].task.metrics}[name]
 
 
 def best(runs: Sequence[RunRecord]) -> int | None:
     """The number of the run with the best score, the fastest one where several share it; None without scores."""
+    if not runs:
+        return None
     split, name = measure(runs)
-    sign = -1 if name == "loss" else 1
+    sign = 1 if metric_of(runs, name).higher_is_better else -1
     scored = [
         (sign * score, -(finite(run.result.get("train_seconds")) or 0.0), -number)
         for number, run in enumerate(runs)

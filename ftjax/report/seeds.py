@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftjax.report.formats import MISSING, duration, finite, integer, memory
-from ftjax.report.runs import RunRecord, measure
-from ftjax.report.tables import SCORES, say_score
+from ftjax.report.runs import RunRecord, measure, metric_of
+from ftjax.report.tables import say_score
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -40,7 +40,7 @@ class Setting:
     @property
     def measured(self) -> str:
         """Such as `eval accuracy`."""
-        return f"{self.split} {SCORES.get(self.metric, self.metric)}"
+        return f"{self.split} {metric_of(self.runs, self.metric).shown}"
 
     @property
     def directories(self) -> list[Path]:
@@ -143,7 +143,7 @@ def settings(runs: Sequence[RunRecord], *, split: str | None = None) -> list[Set
 
 def best_setting(found: Sequence[Setting]) -> Setting:
     """The one with the best mean score, the first of equals; the first where none has a score."""
-    sign = -1.0 if found[0].metric == "loss" else 1.0
+    sign = 1.0 if metric_of(found[0].runs, found[0].metric).higher_is_better else -1.0
     scored = [setting for setting in found if setting.mean is not None]
     return max(scored, key=lambda setting: sign * (setting.mean or 0.0), default=found[0])
 

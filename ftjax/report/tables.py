@@ -6,20 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ftjax.report.formats import decimal, duration, integer, memory, percent
-from ftjax.report.runs import RunRecord, best, measure, names
+from ftjax.report.runs import RunRecord, best, measure, metric_of, names
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-SCORES = {
-    "accuracy": "accuracy",
-    "masked_lm_accuracy": "masked-token accuracy",
-    "causal_lm_accuracy": "next-token accuracy",
-    "loss": "loss",
-    "macro_f1": "macro F1",
-    "matthews": "Matthews",
-}
-"""What the scores are called in running text."""
 
 
 def say_score(name: str, value: float | None) -> str:
@@ -30,10 +20,9 @@ def say_score(name: str, value: float | None) -> str:
 def comparison(runs: Sequence[RunRecord], *, more_scores: bool = False) -> tuple[list[str], list[list[str]]]:
     """Header and one row a run: the score that decides, size, time and memory; optionally the other scores too."""
     split, main = measure(runs)
-    others = [
-        name for name in ("macro_f1", "matthews") if more_scores and any(run.score(split, name) is not None for run in runs)
-    ]
-    header = ["method", f"{split} {SCORES[main]}", *(SCORES[name] for name in others)]
+    others = [name for name in runs[0].task.metrics if more_scores and name not in (main, "loss")]
+    others = [name for name in others if any(run.score(split, name) is not None for run in runs)]
+    header = ["method", f"{split} {metric_of(runs, main).shown}", *(metric_of(runs, name).shown for name in others)]
     header += ["trained parameters", "step time", "training time", "peak memory"]
     rows = [
         [

@@ -16,12 +16,13 @@ from ftjax.config import TrainConfig
 from ftjax.data.files import Rows, read_file
 from ftjax.data.tokenize import load_tokenizer
 from ftjax.errors import InputError
-from ftjax.evaluation import classification_metrics, predict_step, softmax
-from ftjax.inference import TextClassifier
+from ftjax.evaluation import predict_step, softmax
+from ftjax.inference import Predictor
 from ftjax.loop import fit
 from ftjax.pretrained import load_pretrained, save_pretrained
 from ftjax.pretrained.hub import model_directory
 from ftjax.pretrained.load import read_config, refuse_seq2seq
+from ftjax.tasks.classification import classification_metrics, scored
 from ftjax.terminal import Terminal
 from ftjax.zero_shot.config import TEMPLATES, ZeroShotConfig
 from ftjax.zero_shot.scores import (
@@ -46,10 +47,7 @@ def classify(config: ZeroShotConfig, terminal: Terminal) -> list[dict[str, Any]]
     config.check()
     if config.text:
         labels, scores = tuple(config.descriptions()), of_descriptions(config, config.text, None)
-        return [
-            {"text": text, "prediction": labels[int(row.argmax())], "scores": dict(zip(labels, map(float, row), strict=True))}
-            for text, row in zip(config.text, softmax(scores), strict=True)
-        ]
+        return scored(config.text, softmax(scores), labels)
     assert config.output is not None
     if config.output.exists() and (not config.output.is_dir() or any(config.output.iterdir())):
         raise InputError(f"--output {config.output}: not empty; choose another directory.")
@@ -71,7 +69,7 @@ def classify(config: ZeroShotConfig, terminal: Terminal) -> list[dict[str, Any]]
     for number, share in enumerate(config.confident_share if config.adapt else (), start=1):
         terminal.say(f"\nRound {number}: the surest {share:.0%} of {len(learnt_from.texts):,} texts become labels")
         run = train_round(config, learnt_from, of_unlabeled, share, number, terminal)
-        model = TextClassifier.load(
+        model = Predictor.load(
             model_of(config, number), max_length=config.max_length, batch_size=config.batch_size, precision=config.precision
         )
         if number < len(config.confident_share):
@@ -199,18 +197,18 @@ def train_round(
     return fit(run, terminal)
 
 
-def ordered(model: TextClassifier, config: ZeroShotConfig, rows: Rows) -> np.ndarray:
+def ordered(model: Predictor, config: ZeroShotConfig, rows: Rows) -> np.ndarray:
     """A trained model's logits, its classes in the order of the descriptions."""
-    logits, _ = model.logits(rows)
-    return logits[:, [model.labels.index(label) for label in config.descriptions()]]
+    logits, _ = model.outputs(rows)
+    return np.stack(logits)[:, [model.task.labels.index(label) for label in config.descriptions()]]
 
 
 def score(config: ZeroShotConfig, rows: Rows, scores: np.ndarray) -> dict[str, float]:
     """Write predictions; then, and only then, read the file's labels, if there are any, and say how good they are."""
     assert config.test_file is not None and config.output is not None
     labels, path = list(config.descriptions()), config.output / "predictions.jsonl"
-    none = np.full(len(scores), -1)
-    rundir.write_predictions(path, rows.texts, none, softmax(scores), labels)
+    lines = scored(rows.texts, softmax(scores), labels)
+    rundir.write_lines(path, ({"text": line["text"], "label": None, **line} for line in lines))
     given = read_file(config.test_file, text_column=config.text_column, label_column=config.label_column).labels
     if not given or not any(given):
         return {}

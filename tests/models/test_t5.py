@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from ftjax.cli import main
 from ftjax.errors import InputError
+from ftjax.generate import Sampling, generate
 from ftjax.models import Lora, build
 from ftjax.models.t5 import T5Config, shift_right
 from ftjax.objectives import Term
@@ -86,6 +87,23 @@ def test_token_by_token_gives_the_logits_of_all_at_once(t5):
     cache, logits = run(loaded.params)
     assert int(cache.position) == shifted.shape[1]
     assert families.differ(np.asarray(logits).transpose(1, 0, 2), expected) <= 1e-5
+
+
+def sources(batch):
+    """The tokens of each row, without padding."""
+    return [ids[mask > 0].tolist() for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
+
+
+def test_generated_texts_are_the_likeliest_tokens_and_end_where_they_should(t5):
+    _, loaded = t5
+    batch = families.inputs()
+    batch["attention_mask"][2] = 1  # a prompt has no gap
+    found = np.array(generate(loaded.model, loaded.params, sources(batch), Sampling(max_new_tokens=9), batch_size=2))
+    logits = np.asarray(everything(loaded, batch | {"labels": found.astype(np.int32)})[0])
+    assert np.array_equal(found, logits.argmax(-1))
+    stop = int(found[0, 4])
+    cut = generate(loaded.model, loaded.params, sources(batch)[:1], Sampling(max_new_tokens=9, stop=(stop,)))
+    assert cut == [found[0, : found[0].tolist().index(stop)].tolist()]
 
 
 def test_padding_on_either_side_of_the_source_and_behind_the_target_changes_nothing(t5):
@@ -341,16 +359,12 @@ def test_greedy_decoding_with_the_cache_gives_pytorchs_tokens(tmp_path):
         families.write(tmp_path, config | {"num_decoder_layers": 2}, shapes)  # its cache has as many layers as the encoder
         model = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path).eval()
         batch = families.inputs()
+        batch["attention_mask"][2] = 1  # a prompt has no gap
         inputs = {k: torch.tensor(batch[k]).long() for k in ("input_ids", "attention_mask")}
         expected = model.generate(**inputs, max_new_tokens=12, do_sample=False, eos_token_id=None).numpy()
         loaded = load_pretrained(tmp_path)
-        module = loaded.model.bind(loaded.params)
-        cache = module.start(module.encode(batch["input_ids"], batch["attention_mask"])[-1], batch["attention_mask"], 12)
-        tokens = [np.zeros(5, np.int32)]
-        for _ in range(12):
-            logits, cache = module.step(jnp.asarray(tokens[-1]), cache)
-            tokens.append(np.asarray(logits.argmax(-1)))
-        assert np.array_equal(np.stack(tokens, 1), expected)
+        found = generate(loaded.model, loaded.params, sources(batch), Sampling(max_new_tokens=12), batch_size=3)
+        assert np.array_equal(np.array(found), expected[:, 1:])
 
 
 @pytest.mark.parametrize("command", ["train", "zero-shot"])

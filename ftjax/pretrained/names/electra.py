@@ -17,7 +17,7 @@ ELECTRA = NameTable(
         r"electra\.embeddings\.(position_ids|token_type_ids)",
         r"discriminator_predictions\..*",
         r"generator_(predictions|lm_head)\..*",
-        r"classifier\.(dense|out_proj)\.(weight|bias)",
+        r"classifier\.((dense|out_proj)\.)?(weight|bias)",
         r"qa_outputs\.(weight|bias)",
     ),
     classes=("ElectraForSequenceClassification", ""),

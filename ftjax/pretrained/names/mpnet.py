@@ -35,7 +35,7 @@ MPNET = NameTable(
         r"mpnet\.embeddings\.position_ids",
         r"mpnet\.pooler\.dense\.(weight|bias)",  # the base model's, which no classifier reads
         r"lm_head\..*",
-        r"classifier\.(dense|out_proj)\.(weight|bias)",
+        r"classifier\.((dense|out_proj)\.)?(weight|bias)",
         r"qa_outputs\.(weight|bias)",
     ),
     classes=("MPNetForSequenceClassification", "MPNetForMaskedLM"),

@@ -25,7 +25,7 @@ ROBERTA = NameTable(
         r"roberta\.embeddings\.(position_ids|token_type_ids)",
         r"roberta\.pooler\.dense\.(weight|bias)",  # the base model's, which no classifier reads
         r"lm_head\..*",
-        r"classifier\.(dense|out_proj)\.(weight|bias)",
+        r"classifier\.((dense|out_proj)\.)?(weight|bias)",
         r"qa_outputs\.(weight|bias)",
     ),
     classes=("RobertaForSequenceClassification", "RobertaForMaskedLM"),

@@ -8,6 +8,9 @@ import re
 
 import numpy as np
 
+from ftjax.models.body import OF_TOKENS, Classifier
+
+TOKENS, SPANS = "ForTokenClassification", "ForQuestionAnswering"  # how transformers' classes of these heads end
 Rule = tuple[str, str, bool]
 """(ours, theirs, transposed). `*` stands for a layer number. PyTorch keeps a linear layer's weight as (features_out,
 features_in); ours is (features_in, features_out), so those are transposed on the way. Theirs is NAME/PART where files keep
@@ -32,6 +35,15 @@ class NameTable:
     carried: tuple[str, ...]
     classes: tuple[str, str]
     copies: tuple[tuple[str, str], ...] = ()
+
+    def with_classifier(self, kind: Classifier | None) -> NameTable:
+        """The table of files with such a classifier: those of tokens have a name, and a class, of their own."""
+        if kind not in OF_TOKENS:
+            return self
+        name, ending = ("classifier", TOKENS) if kind == "every-token" else ("qa_outputs", SPANS)
+        rules = tuple(rule for rule in self.rules if not rule[0].startswith("classifier."))
+        classes = (self.classes[0].replace("ForSequenceClassification", ending), self.classes[1])
+        return dataclasses.replace(self, rules=(*rules, *dense("classifier", name)), classes=classes)
 
     def theirs(self, ours: str) -> tuple[str, bool]:
         """Our name to (their name, transposed). Raises KeyError for a name no rule covers."""

@@ -1,0 +1,136 @@
+"""Documents -> rows of one length, several documents a row, told apart by segment ids.
+
+Padding wastes what it takes; packed rows have almost none, and one length is one compilation. A document sees only itself
+(`segment_ids`, see `ftjax.models.decoder`), so its loss is that of a row of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from bisect import bisect_left, insort
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from ftjax.data.tokenize import Examples
+from ftjax.objectives import NO_LABEL
+
+
+@dataclasses.dataclass(frozen=True)
+class Documents(Examples):
+    """Documents cut into examples of at most `row_length` tokens; `rows` says which one each is a piece of."""
+
+    row_length: int = 0
+
+    @functools.cached_property
+    def packed_rows(self) -> int:
+        """How many rows hold them all, the same in every epoch."""
+        return len(pack(self.lengths, self.row_length, seed=None))
+
+
+def cut(length: int, most: int) -> list[tuple[int, int]]:
+    """The pieces [start, end) of a document of `length` tokens, at most `most` each.
+
+    A piece begins with the last token of the one before it, so that every token but the document's first is predicted
+    exactly once, from what precedes it in its piece.
+    """
+    return [(start, min(start + most, length)) for start in range(0, max(length - 1, 1), most - 1)]
+
+
+def documents(tokens: Sequence[Sequence[int]], learnt: Sequence[Sequence[int]] | None, most: int, **counts: int) -> Documents:
+    """Documents as examples of at most `most` tokens whose labels are the tokens to predict.
+
+    learnt: for every token whether it is one of them; None: all are. The first of a piece never is, since nothing before it
+    predicts it. counts: fields of `Examples`.
+    """
+    pieces = [(number, start, end) for number, row in enumerate(tokens) for start, end in cut(len(row), most)]
+    starts = np.concatenate([[0], np.cumsum([end - start for _, start, end in pieces], dtype=np.int64)])
+    joined = np.concatenate([np.asarray(tokens[number][start:end], np.int32) for number, start, end in pieces])
+    labels = joined
+    if learnt is not None:
+        chosen = np.concatenate([np.asarray(learnt[number][start:end], bool) for number, start, end in pieces])
+        labels = np.where(chosen, joined, NO_LABEL)
+    labels = labels.copy()
+    labels[starts[:-1]] = NO_LABEL
+    rows = np.array([number for number, _, _ in pieces], np.int64)
+    return Documents(joined, np.zeros_like(joined), starts, labels, per_token=True, rows=rows, row_length=most, **counts)  # type: ignore[arg-type]
+
+
+def pack(lengths: np.ndarray, row_length: int, *, seed: int | None, epoch: int = 0) -> list[np.ndarray]:
+    """Which pieces share a row: their numbers for each row. Every piece is in exactly one.
+
+    Best-fit decreasing: from the longest to the shortest, each goes where it leaves the least room; at most 11/9 of the
+    fewest rows possible, and one (Johnson et al., 1974). By (seed, epoch) pieces of equal length change places, and the rows
+    theirs; seed None keeps the order of the pieces. The number of rows follows from the lengths alone, so that it is the same
+    in every epoch.
+    """
+    rng = None if seed is None else np.random.default_rng([seed, epoch])
+    order = np.arange(len(lengths)) if rng is None else rng.permutation(len(lengths))
+    order = order[np.argsort(-lengths[order], kind="stable")]
+    rows: list[list[int]] = []
+    rooms: list[int] = []  # how much is left, ascending, of the rows that have any
+    having: dict[int, list[int]] = {}  # which rows have so much left
+    for piece in order.tolist():
+        length = int(lengths[piece])
+        at = bisect_left(rooms, length)
+        if at < len(rooms):
+            room = rooms[at]
+            row = having[room].pop()
+            if not having[room]:
+                del having[room], rooms[at]
+            rows[row].append(piece)
+        else:
+            room, row = row_length, len(rows)
+            rows.append([piece])
+        if left := room - length:
+            if left not in having:
+                insort(rooms, left)
+            having.setdefault(left, []).append(row)
+    found = [np.array(row) for row in rows]
+    return found if rng is None else [found[i] for i in rng.permutation(len(found))]
+
+
+def make_packed(
+    examples: Examples, rows: Sequence[np.ndarray], first: int, row_length: int, batch_size: int, pad_token_id: int
+) -> dict[str, np.ndarray]:
+    """Packed rows as an `ftjax.objectives.Batch` of shape (batch_size, row_length), filled up at the bottom.
+
+    Besides what `ftjax.data.batches.make_batch` gives: `segment_ids`, 1, 2, ... for the pieces of a row and 0 for padding.
+    first: the number of the first row, which dropout knows it by.
+    """
+    ids = np.full((batch_size, row_length), pad_token_id, np.int32)
+    labels = np.full((batch_size, row_length), NO_LABEL, np.int32)
+    segments = np.zeros((batch_size, row_length), np.int32)
+    for i, row in enumerate(rows):
+        at = 0
+        for segment, piece in enumerate(row, start=1):
+            start, end = examples.starts[piece], examples.starts[piece + 1]
+            here = slice(at, at + end - start)
+            ids[i, here], labels[i, here], segments[i, here] = examples.tokens[start:end], examples.labels[start:end], segment
+            at += end - start
+    numbers = np.arange(first, first + batch_size, dtype=np.int32)
+    return {
+        "input_ids": ids,
+        "attention_mask": (segments > 0).astype(np.int32),
+        "token_type_ids": np.zeros_like(ids),
+        "labels": labels,
+        "example_ids": np.where(numbers < first + len(rows), numbers, np.int32(-1)),
+        "segment_ids": segments,
+    }
+
+
+def packed_batches(
+    examples: Documents,
+    batch_size: int,
+    *,
+    pad_token_id: int,
+    seed: int | None,
+    epoch: int = 0,
+    start: int = 0,
+) -> Iterator[dict[str, np.ndarray]]:
+    """The batches of an epoch from number `start` on."""
+    row_length = examples.row_length
+    rows = pack(examples.lengths, row_length, seed=seed, epoch=epoch)
+    for first in range(start * batch_size, len(rows), batch_size):
+        yield make_packed(examples, rows[first : first + batch_size], first, row_length, batch_size, pad_token_id)
