@@ -36,11 +36,11 @@ GROUPS = {
     ),
     "What trains": (
         *("classifier", "unfreeze", "layer_decay", "lora_alpha", "lora_targets", "dropout", "frozen_dropout"),
-        *("partial_learning_rate", "from_scratch"),
+        *("partial_learning_rate", "from_scratch", "lora_dropout", "dora", "adapter"),
     ),
     "Optimisation": (
         *("seed", "seeds", "schedule", "warmup_steps", "weight_decay", "max_gradient_norm", "gradient_accumulation"),
-        *("metric", "early_stopping"),
+        *("metric", "early_stopping", "optimizer"),
     ),
     "Self-supervision": (
         *("self_supervised_loss", "self_supervised_weight", "supervised_weight", "unlabeled_ratio", "mask_probability"),
@@ -49,9 +49,13 @@ GROUPS = {
     ),
     "Speed and memory": (
         *("precision", "remat", "sharding", "scan_layers", "buckets", "prefix_cache", "prefix_cache_memory_gb"),
-        *("prefix_cache_disk_gb", "prefix_cache_dir"),
+        *("prefix_cache_disk_gb", "prefix_cache_dir", "base_bits", "moment_dtype"),
     ),
-    "The run itself": ("resume", "config", "tracker", "tracker_project", "log_every", "save_every", "json"),
+    "Devices and hosts": (*("mesh", "parallel", "coordinator_address", "process_count", "process_index", "process_timeout"),),
+    "The run itself": (
+        *("resume", "config", "tracker", "tracker_project", "log_every", "save_every", "nonfinite", "write_timeout"),
+        *("export_format", "json"),
+    ),
 }
 """Where the help of a command with many flags shows each of them; those named nowhere come last."""
 FEW = 20
@@ -85,7 +89,7 @@ class Flag:
     @property
     def choices(self) -> tuple[str, ...]:
         """The words it takes, () if any."""
-        return typing.get_args(self.kind) if typing.get_origin(self.kind) is Literal else ()
+        return tuple(map(str, typing.get_args(self.kind))) if typing.get_origin(self.kind) is Literal else ()
 
     def check(self, values: list[str]) -> None:
         """Raise InputError for values that it cannot have."""
@@ -146,7 +150,7 @@ def flags_of(command: type) -> dict[str, Flag]:
         if special is not None:
             kind, metavar = str, special.metavar if isinstance(special.metavar, str) else "VALUE"
         elif typing.get_origin(kind) is Literal:
-            metavar = "|".join(typing.get_args(kind))
+            metavar = "|".join(map(str, typing.get_args(kind)))
         else:
             metavar = {bool: "", int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}.get(kind, "VALUE")
         metavar += " ..." if several and special is None else ""
