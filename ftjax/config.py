@@ -9,6 +9,8 @@ import dataclasses
 import importlib.util
 import math
 import sys
+import types
+import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,6 +24,7 @@ from ftjax.weight import Weight, parse_weight
 Method = Literal["full", "partial", "self-supervised"]
 METHODS: tuple[Method, ...] = ("full", "partial", "self-supervised")
 Tracker = Literal["wandb", "trackio"]
+ExportFormat = Literal["huggingface", "adapter", "stablehlo", "savedmodel"]
 TaskName = Literal[*TASKS]  # type: ignore[valid-type]
 Augmentation = Literal["token-dropout", "token-mask", "span-deletion", "word-swap", "dropout"]
 
@@ -39,6 +42,8 @@ CLASS_LOSSES = ("consistency", "pseudo-label", "entropy")
 """Those that are about the classes predicted."""
 LABEL_LOSSES = ("label-pairs",)
 """Those that are about the labels given."""
+
+MOST_SECONDS = 1e6  # what a timer takes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +169,17 @@ class TrainConfig:
     """With lora:R, the low-rank product is multiplied by alpha / R."""
     lora_targets: str = r"attention\.(query|value)"
     """With lora:R, the dense layers that get low-rank matrices: a regular expression over names within a layer."""
+    lora_dropout: float = 0.0
+    """With lora:R, dropout rate of what goes into the low-rank matrices."""
+    dora: bool = False
+    """With lora:R, also train a magnitude for each output of these layers (DoRA, Liu et al., 2024)."""
+    base_bits: Literal[4] | None = None
+    """Keep the kernels of the layers that stay frozen in 4 bits (NF4, Dettmers et al., 2023) instead of --precision."""
+    adapter: str | None = None
+    """Start from --model with this adapter in PEFT's format, a directory or hub id: lora:R of its rank trains it further,
+    any other choice merges it first."""
+    export_format: Literal["huggingface", "adapter"] = "huggingface"
+    """What --output/model is: a whole model with low-rank matrices merged, or with lora:R an adapter in PEFT's format."""
     scan_layers: bool = False
     """Run a decoder's layers as one loop: compiling the model then takes the same time however many there are."""
     frozen_dropout: bool = False
@@ -207,6 +223,10 @@ class TrainConfig:
     """Besides TensorBoard, send the numbers of metrics.jsonl to wandb (Weights & Biases), trackio or both."""
     tracker_project: str = "ftjax"
     """What --tracker calls the project."""
+    nonfinite: Literal["stop", "skip"] = "stop"
+    """A loss or gradient that is not finite: stop the run, or skip that step's update and count it."""
+    write_timeout: float = 1800.0
+    """Seconds that a write to --output may take before the run gives up: a file system that does not answer."""
 
     def check_data(self) -> None:
         """Raise InputError unless it is clear where the rows come from."""
@@ -223,6 +243,7 @@ class TrainConfig:
         for name in self.tracker:
             if importlib.util.find_spec(name) is None:
                 raise InputError(f"--tracker {name}: not installed; pip install 'ftjax[{name}]'.")
+        plain = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
         counts = ("epochs", "batch_size", "gradient_accumulation", "buckets", "log_every", "save_every", "early_stopping")
         for name in (*counts, "labels_per_class"):
             value = getattr(self, name)
@@ -234,8 +255,12 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise InputError(f"{flag(name)} {value}: must be 0 or a positive number.")
-        if self.dropout is not None and not 0 <= self.dropout < 1:
-            raise InputError(f"--dropout {self.dropout}: must be at least 0 and below 1.")
+        if not 0 < self.write_timeout <= MOST_SECONDS:
+            raise InputError(f"--write-timeout {self.write_timeout}: must be a positive number of seconds, such as 1800.")
+        for name in ("dropout", "lora_dropout"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise InputError(f"{flag(name)} {value}: must be at least 0 and below 1.")
         for name in ("layer_decay", "lora_alpha"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{flag(name)} {getattr(self, name)}: must be a positive number.")
@@ -247,6 +272,12 @@ class TrainConfig:
                 raise InputError(
                     f"--unfreeze: epochs must rise from 1 to at most {self.epochs - 1} (--epochs {self.epochs}), not {epoch}."
                 )
+        if self.method == "full" and (given := [name for name in LOW_RANK if getattr(self, name) != plain[name]]):
+            raise InputError(
+                f"{flag(given[0])} needs --method partial or self-supervised: --method full trains all parameters."
+            )
+        if self.adapter is not None and self.from_scratch:
+            raise InputError("--from-scratch starts from new parameters, beside which an adapter means nothing.")
         if self.unfreeze and self.method == "full":
             raise InputError("--unfreeze needs --method partial or self-supervised: --method full trains all from the start.")
         for name in ("mask_probability", "augmentation_probability"):
@@ -275,7 +306,6 @@ class TrainConfig:
         if self.method == "partial" and self.train_parameters == "all":
             raise InputError("--method partial with --train-parameters all is --method full.")
         if self.method != "self-supervised":
-            plain = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
             for name in SELF_SUPERVISED:
                 adapts = self.adapt_epochs and name in ADAPTATION
                 adapts |= self.task == "masked-lm" and name.startswith("mask_")
@@ -326,12 +356,14 @@ class TrainConfig:
     @property
     def adaptation(self) -> TrainConfig:
         """The run that adapts the model to the texts before this one trains it, in a directory of its own below --output."""
+        plain: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
         return dataclasses.replace(
             self,
             output=self.output / "adaptation",
             method="self-supervised",
             train_parameters=None,
             unfreeze=(),
+            **{name: plain[name] for name in LOW_RANK},
             epochs=self.adapt_epochs,
             learning_rate=self.adapt_learning_rate or self.learning_rate,
             self_supervised_loss=self.adapt_loss,
@@ -354,20 +386,43 @@ class TrainConfig:
             return self
         model = str(self.adaptation.output / "model")
         unlabeled = self.unlabeled_file if self.method == "self-supervised" else None
-        return dataclasses.replace(self, model=model, adapt_epochs=0, unlabeled_file=unlabeled)
+        return dataclasses.replace(self, model=model, adapter=None, adapt_epochs=0, unlabeled_file=unlabeled)
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> TrainConfig:
-        """The settings of a run from its config.json; keys that are no setting are left aside."""
-        fields = {f.name: f for f in dataclasses.fields(TrainConfig) if f.name in saved}
-        paths = {name for name, field in fields.items() if "Path" in str(field.type)}
-        values: dict[str, Any] = {n: Path(saved[n]) if n in paths and saved[n] is not None else saved[n] for n in fields}
-        values = {n: tuple(value) if isinstance(value, list) else value for n, value in values.items()}
+        """The settings of a run from its config.json; keys that are no setting are left aside.
+
+        Raises InputError for a value that the setting cannot have, and where one is missing that has no default.
+        """
+        values: dict[str, Any] = {}
+        for name, kind in typing.get_type_hints(TrainConfig).items():
+            if name in saved:
+                if not _is_of(saved[name], kind):
+                    raise InputError(f"config.json of the run: {name} is {str(saved[name])[:100]!r}, which it cannot be.")
+                value = saved[name]
+                path = isinstance(value, str) and (kind is Path or Path in typing.get_args(kind))
+                values[name] = Path(value) if path else tuple(value) if isinstance(value, list) else value
+        if missing := {"model", "output"} - values.keys():
+            raise InputError(f"config.json of the run: lacks {min(missing)}.")
         return TrainConfig(**values)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, paths as strings."""
         return {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(self).items()}
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Whether a JSON value can be one of a field's type."""
+    origin, inside = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return any(_is_of(value, each) for each in inside)
+    if origin is Literal:
+        return value in inside
+    if origin is tuple:
+        return isinstance(value, list | tuple) and all(_is_of(each, inside[0]) for each in value)
+    if kind in (int, float):
+        return isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    return isinstance(value, str if kind is Path else kind)
 
 
 SELF_SUPERVISED = (
@@ -376,6 +431,8 @@ SELF_SUPERVISED = (
     *("sharpening", "contrastive_temperature", "teacher_decay"),
 )
 """Settings that only --method self-supervised has a use for."""
+LOW_RANK = ("lora_dropout", "dora", "base_bits", "export_format")
+"""Settings that only a choice of what trains has a use for."""
 ADAPTATION = ("unlabeled_file", "mask_probability", "mask_whole_words", "mask_once", "contrastive_temperature")
 """Those of them that an adaptation before any method uses."""
 
@@ -447,10 +504,10 @@ class CompareConfig(TrainConfig):
         """The settings of a method's runs, seed by seed for each learning rate in turn."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(TrainConfig)}
         values["method"] = method
+        plain = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
         if method != "partial":
-            values |= {"train_parameters": None, "unfreeze": ()}
+            values |= {"train_parameters": None, "unfreeze": (), **{name: plain[name] for name in LOW_RANK}}
         if method != "self-supervised":
-            plain = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
             adapts = ADAPTATION if self.adapt_epochs else ()
             values |= {name: plain[name] for name in SELF_SUPERVISED if name not in adapts}
         found = []
@@ -514,6 +571,8 @@ class StepConfig(TrainConfig):
     adapt_loss: Annotated[tuple[str, ...], Hidden] = ("masked-lm",)
     adapt_learning_rate: Annotated[float | None, Hidden] = None
     unfreeze: Annotated[tuple[str, ...], Hidden] = ()
+    adapter: Annotated[str | None, Hidden] = None
+    export_format: Annotated[Literal["huggingface", "adapter"], Hidden] = "huggingface"
     prefix_cache_memory_gb: Annotated[float, Hidden] = 2.0
     prefix_cache_disk_gb: Annotated[float, Hidden] = 20.0
     prefix_cache_dir: Annotated[Path | None, Hidden] = None
@@ -524,6 +583,7 @@ class StepConfig(TrainConfig):
     save_every: Annotated[int | None, Hidden] = None
     tracker: Annotated[tuple[Tracker, ...], Hidden] = ()
     tracker_project: Annotated[str, Hidden] = "ftjax"
+    write_timeout: Annotated[float, Hidden] = 1800.0
     num_labels: int = 2
     """Classes of the head, where --model names none."""
 
@@ -600,6 +660,12 @@ class Parameters:
     """With lora:R, the low-rank product is multiplied by alpha / R."""
     lora_targets: str = r"attention\.(query|value)"
     """With lora:R, the dense layers that get low-rank matrices."""
+    lora_dropout: float = 0.0
+    """With lora:R, dropout rate of what goes into the low-rank matrices."""
+    dora: bool = False
+    """With lora:R, also train a magnitude for each output of these layers."""
+    base_bits: Literal[4] | None = None
+    """Keep the kernels of the layers that stay frozen in 4 bits."""
     classifier: Literal["pooled", "first-token", "last-token", "mean"] | None = None
     """Head, as in ftjax train."""
     num_labels: int = 2

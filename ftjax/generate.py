@@ -16,12 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from ftjax.data.tokenize import load_tokenizer
-from ftjax.errors import InputError
+from ftjax.errors import InputError, refusing
 from ftjax.models import SEQ2SEQ, Model, Params
 from ftjax.models.decoder import Cache
 from ftjax.models.t5 import T5, T5Config
 from ftjax.objectives import Batch
-from ftjax.pretrained import Pretrained, load_pretrained
+from ftjax.pretrained import Pretrained, load_pretrained, merge
+from ftjax.pretrained.adapter import locate
 from ftjax.pretrained.hub import model_directory
 from ftjax.pretrained.load import read_config
 from ftjax.pretrained.tensors import read_json
@@ -238,13 +239,14 @@ class TextGenerator:
     stop: tuple[int, ...]
 
     @classmethod
-    def load(cls, model: str | Path, *, precision: str = "float32") -> TextGenerator:
-        """Raises InputError for a model that does not predict the next token."""
+    def load(cls, model: str | Path, *, adapter: str | Path | None = None, precision: str = "float32") -> TextGenerator:
+        """Raises InputError for a model that does not predict the next token, or an adapter for another one."""
+        model, adapter = locate(model, adapter)
         directory = model_directory(model)
         config, _, _ = read_config(directory)
         if not config.causal and type(config) not in SEQ2SEQ:
             raise InputError(f"{model}: {config.model_type} is no decoder, and only decoders continue text.")
-        pretrained = load_pretrained(directory, labels=(), causal_lm=config.causal, precision=precision)
+        pretrained = merge(load_pretrained(model, adapter=adapter, labels=(), causal_lm=config.causal, precision=precision))
         if pretrained.new:
             raise InputError(f"{model}: has no head for the next token (lm_head.weight), so it cannot generate text.")
         params = {n: v.astype(precision) if v.ndim > 1 else v for n, v in pretrained.params.items()}  # once, not a token
@@ -254,7 +256,8 @@ class TextGenerator:
 
     def encode(self, text: str) -> list[int]:
         """A prompt's tokens, with what the tokenizer puts before every text."""
-        return self.tokenizer(text)["input_ids"]
+        with refusing(f"{self.pretrained.directory}: its tokenizer fails on the prompt"):
+            return self.tokenizer(text)["input_ids"]
 
     def chat_prompt(self, messages: list[dict[str, str]]) -> list[int]:
         """The tokens of a conversation up to where the assistant speaks; InputError without a chat template."""
@@ -265,7 +268,8 @@ class TextGenerator:
         except Exception as error:  # the template is a program of the model's; it raises what it likes
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InputError(f"{self.pretrained.directory}: its chat template failed ({reason}).") from None
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        with refusing(f"{self.pretrained.directory}: its tokenizer fails on the prompt"):
+            return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of new tokens."""

@@ -14,7 +14,8 @@ from ftjax.evaluation import all_outputs
 from ftjax.generate import Sampling, generate, stop_tokens
 from ftjax.objective import Vocabulary
 from ftjax.parallel import Compiled, data_mesh, replicate
-from ftjax.pretrained import Pretrained, load_pretrained
+from ftjax.pretrained import Pretrained, load_pretrained, merge
+from ftjax.pretrained.adapter import locate
 from ftjax.pretrained.hub import model_directory
 from ftjax.pretrained.load import read_config
 from ftjax.tasks import task_class, task_of_model
@@ -36,6 +37,7 @@ class Predictor:
         cls,
         model: str | Path,
         *,
+        adapter: str | Path | None = None,
         max_length: int | None = None,
         batch_size: int = 32,
         precision: str = "float32",
@@ -43,15 +45,16 @@ class Predictor:
     ) -> Predictor:
         """settings: of the command, for the task; its `task` is that of a model whose config.json does not tell.
 
-        Raises InputError for a directory without a trained head.
+        Raises InputError for a directory without a trained head, and for an adapter for another model.
         """
-        directory = model_directory(model)
-        config, raw_config, _ = read_config(directory)
+        base, adapter = locate(model, adapter)
+        directory = model_directory(base)
+        config, raw_config, _ = read_config(directory, adapter)
         asked = getattr(settings, "task", None)
         kind = task_class(asked) if asked else task_of_model(raw_config)
         kind().suits(config, str(model))
         heads: dict[str, Any] = {} if kind.head in (None, "classifier") else {"labels": (), kind.head: True}
-        pretrained = load_pretrained(directory, precision=precision, **heads)
+        pretrained = merge(load_pretrained(base, adapter=adapter, precision=precision, **heads))
         if kind.head == "classifier" and not pretrained.labels:
             raise InputError(f"{model}: has no trained classification head; train one with: ftjax train --model {model} ...")
         if pretrained.new:

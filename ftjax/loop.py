@@ -15,19 +15,19 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 
 import ftjax
-from ftjax import machine, rundir
+from ftjax import digest, machine, rundir
 from ftjax.card import write_card
-from ftjax.checkpoint import Checkpoints
-from ftjax.config import TrainConfig
+from ftjax.checkpoint import Checkpoints, damage, drop_damaged, steps_in
+from ftjax.config import ExportFormat, TrainConfig
 from ftjax.data.files import Rows
 from ftjax.data.prefetch import prefetch
 from ftjax.data.tokenize import Examples
@@ -37,15 +37,22 @@ from ftjax.parallel import Compiled, data_mesh
 from ftjax.partition import count
 from ftjax.prefix import Attach, FrozenPrefix, Limits, prefix_step, unchanged
 from ftjax.prepare import Run, prepare
-from ftjax.pretrained import save_pretrained
+from ftjax.pretrained import Pretrained, load_pretrained, merge, save_adapter, save_pretrained
+from ftjax.pretrained.adapter import locate
+from ftjax.pretrained.hub import model_directory
+from ftjax.pretrained.load import read_config
+from ftjax.pretrained.program import save_savedmodel, save_stablehlo
 from ftjax.pretrained.tensors import read_json
 from ftjax.report.formats import duration, memory
-from ftjax.step import Metrics, eval_step
+from ftjax.stall import within
+from ftjax.step import Metrics, TrainState, eval_step
 from ftjax.terminal import Terminal
 from ftjax.trackers import Trackers
 
 SECONDS = ("load", "compile", "prefix", "data_wait", "step", "eval", "save")
 """Where a run's time goes, as told in result.json and at the end of the log."""
+MOST_SKIPPED = 10
+"""With --nonfinite skip, so many updates left out one after the other end the run: the model will not come back."""
 
 
 @dataclasses.dataclass
@@ -54,6 +61,7 @@ class Progress:
 
     window: sums and weights since the last line of metrics.jsonl. best: the best evaluation's step and scores so far.
     worse: evaluations since then. seconds: where time went, over all processes. examples: rows trained on.
+    skipped: updates left out by --nonfinite skip; in_a_row: how many of them came last.
     """
 
     window: dict[str, list[float]] = dataclasses.field(default_factory=dict)
@@ -62,6 +70,8 @@ class Progress:
     worse: int = 0
     seconds: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(SECONDS, 0.0))
     examples: int = 0
+    skipped: int = 0
+    in_a_row: int = 0
 
     def add(self, metrics: dict[str, tuple[float, float]]) -> None:
         """Take one step's metrics into the window."""
@@ -108,11 +118,32 @@ def fit(
         terminal.say(f"{config.output}: this run is complete; nothing to do.")
         return json.loads((config.output / "result.json").read_text(encoding="utf-8"))
     programs = {} if programs is None else programs
+    inputs = digest.of_inputs(config)
+    if resuming:
+        digest.check_inputs(read_json(config.output / "config.json").get("files"), inputs, config)
     run = prepare(config, terminal.say, rundir.bucket_lengths(config.output) if resuming else ())
-    with _disk_errors(config.output):
+    with _disk_errors(config.output), within(config.write_timeout, f"--output {config.output}"):
         config.output.mkdir(parents=True, exist_ok=True)
-        if not resuming:
-            rundir.write_json(config.output / "config.json", describe(config, run))
+    with _disk_errors(config.output), rundir.owned(config.output) if jax.process_index() == 0 else nullcontext():
+        return _fit(config, terminal, run, inputs, resuming, start, programs, score_test)
+
+
+def _fit(
+    config: TrainConfig,
+    terminal: Terminal,
+    run: Run,
+    inputs: dict[str, digest.Digests],
+    resuming: bool,
+    start: float,
+    programs: Programs,
+    score_test: bool,
+) -> dict[str, Any]:
+    """`fit` from the first write on."""
+    if not resuming and jax.process_index() == 0:
+        if (config.output / "config.json").exists():
+            raise InputError(f"--output {config.output}: another run began there meanwhile; choose another directory.")
+        with within(config.write_timeout, f"--output {config.output}"):
+            rundir.write_json(config.output / "config.json", describe(config, run) | {"files": inputs})
     adaptation: dict[str, Any] = {}
     loading = start
     if config.adapt_epochs:
@@ -121,9 +152,9 @@ def fit(
         terminal.say("\nThe run itself, from the adapted model")
         loading = time.perf_counter()
         run = prepare(config.after_adaptation, lambda line: None, run.data.buckets)
-    with _disk_errors(config.output), _signals() as stopped:
+    with _signals() as stopped:
         session = Session(run, terminal, time.perf_counter() - loading, stopped, programs)
-        if config.tracker:
+        if config.tracker and jax.process_index() == 0:
             session.log.trackers = Trackers(config, read_json(config.output / "config.json"))
         return session.run_all(adaptation, score_test=score_test)
 
@@ -134,14 +165,16 @@ def score_test_rows(config: TrainConfig, terminal: Terminal, programs: Programs)
     For runs whose `fit` left it out; nothing is scored twice.
     """
     result = read_json(config.output / "result.json")
+    digest.check_inputs(read_json(config.output / "config.json").get("files"), digest.of_inputs(config), config)
     run = prepare(config.after_adaptation, lambda line: None, rundir.bucket_lengths(config.output))
     if run.data.test is None or "test" in result:
         return result
-    with _disk_errors(config.output), _signals() as stopped:
+    with _disk_errors(config.output), rundir.owned(config.output), _signals() as stopped:
         session = Session(run, terminal, 0.0, stopped, programs)
         try:
             session.compile_stage(training=False)
-            session.restore_best()
+            if session.restore_best() != result["best_step"]:
+                raise InputError(f"{config.output}: its best checkpoint is lost; evaluate {config.output / 'model'} instead.")
             result["test"] = session.test_scores()
             session.write_result(result)
         finally:
@@ -169,25 +202,34 @@ class Session:
         self.run, self.config, self.terminal, self.stopped, self.programs = run, run.config, terminal, stopped, programs
         self.metric, self.higher_is_better = run.metric, run.higher_is_better
         self.mesh = data_mesh()
-        self.checkpoints = Checkpoints(self.config.output / "checkpoints", higher_is_better=self.higher_is_better)
+        with self.disk():
+            drop_damaged(self.config.output / "checkpoints", terminal.say)
+            self.checkpoints = Checkpoints(self.config.output / "checkpoints", higher_is_better=self.higher_is_better)
         self.progress = Progress()
         self.step = 0
         self.prefix: FrozenPrefix | None = None
         if (step := self.checkpoints.latest_step()) is not None:
             self.step, self.stage = step, run.stage_of(step)
-            self.state, progress = self.checkpoints.restore(step, run.state_of(self.stage))
+            fresh = run.state_of(self.stage)
+            with self.disk():
+                self.state, progress = self.checkpoints.restore(step, fresh)
             self.progress = Progress(**progress)
             if step < run.steps:
                 terminal.say(f"Resuming after step {step} of {run.steps}.")
         else:
             self.stage, self.state = 0, run.state_of(0)
-        self.log = rundir.MetricsLog(self.config.output, self.step)
+        with self.disk():
+            self.log = rundir.MetricsLog(self.config.output, self.step)
         self.progress.seconds["load"] += load_seconds
         self.step_seconds: list[float] = []
         self.running: deque[tuple[int, int, Metrics]] = deque()  # steps under way: number, rows, metrics
         self.loss = math.nan
         self.value: float | None = None  # of the last evaluation
         self.tokens_per_second: list[float] = []
+
+    def disk(self) -> AbstractContextManager[None]:
+        """Around what reads or writes in --output: ends the process if the file system does not answer."""
+        return within(self.config.write_timeout, f"--output {self.config.output}")
 
     def run_all(self, before: dict[str, Any], *, score_test: bool) -> dict[str, Any]:
         """Train, score the best model, export it, and write result.json, into which goes too what was done before."""
@@ -209,8 +251,9 @@ class Session:
         self.terminal.stop()
         if self.prefix is not None:
             self.prefix.clean()
-        self.checkpoints.close()
-        self.log.close()
+        with self.disk():
+            self.checkpoints.close()
+            self.log.close()
 
     def enter_stage(self) -> None:
         """Unfreeze what trains from this step on, if that is more than before."""
@@ -317,7 +360,7 @@ class Session:
                     self.save()
                     seconds["save"] += clock.lap()
                 if stopping and not at_end:
-                    self.checkpoints.wait()
+                    self.wait()
                     raise Stopped(stopped[0], self.step, str(config.output))
         self.terminal.stop()
         self.flush(self.step, epoch=self.step / per_epoch)
@@ -329,7 +372,7 @@ class Session:
         self.save(value)
         seconds["save"] += clock.lap()
         if stopped and epoch + 1 < config.epochs:
-            self.checkpoints.wait()
+            self.wait()
             raise Stopped(stopped[0], self.step, str(config.output))
 
     def batches(self, epoch: int, start: int) -> Iterator[dict[str, Any]]:
@@ -354,26 +397,38 @@ class Session:
         """
         step, examples, metrics = self.running.popleft()
         values = {name: (float(total), float(weight)) for name, (total, weight) in jax.device_get(metrics).items()}
-        self.loss = values["loss"][0]
-        gradient_norm = values["gradient_norm"][0]
-        if not (math.isfinite(self.loss) and math.isfinite(gradient_norm)):
-            self.checkpoints.wait()
-            good = self.checkpoints.latest_step()
-            kept = f"the checkpoint of step {good} is kept" if good is not None else "no checkpoint had been made yet"
-            raise InputError(
-                f"Step {step}: the loss is {self.loss}, its gradient's norm {gradient_norm}; {kept}. "
-                "Lower --learning-rate, add --warmup-steps or look at the data."
-            )
+        loss, gradient_norm = values["loss"][0], values["gradient_norm"][0]
+        skipped = values.get("skipped", (0.0, 1.0))[0] > 0
+        self.progress.skipped += skipped
+        self.progress.in_a_row = self.progress.in_a_row + 1 if skipped else 0
+        if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
+            self.give_up(f"Step {step}: the loss is {loss}, its gradient's norm {gradient_norm}")
+        if self.progress.in_a_row >= MOST_SKIPPED:
+            self.give_up(f"Step {step}: neither loss nor gradient was finite in the last {MOST_SKIPPED} steps")
+        self.loss = math.nan if skipped else loss
         self.progress.examples += examples
         self.progress.add(values)
         if step % self.config.log_every == 0:
             self.flush(step, epoch=step / per_epoch)
 
+    def give_up(self, what: str) -> NoReturn:
+        """End the run where the loss has run away; raises InputError."""
+        self.wait()
+        good = self.checkpoints.latest_step()
+        kept = f"the checkpoint of step {good} is kept" if good is not None else "no checkpoint had been made yet"
+        raise InputError(f"{what}; {kept}. Lower --learning-rate, add --warmup-steps or look at the data.")
+
+    def wait(self) -> None:
+        """Until every checkpoint that was started is whole."""
+        with self.disk():
+            self.checkpoints.wait()
+
     def flush(self, step: int, epoch: float) -> None:
         """Write the averages since the last line, if there are any."""
         if averages := self.progress.take():
             rate = {"examples_per_second": self.examples_per_second}
-            self.log.write("train", step, {"epoch": epoch, **averages, **rate})
+            with self.disk():
+                self.log.write("train", step, {"epoch": epoch, **averages, **rate})
 
     @property
     def compile_seconds(self) -> float:
@@ -399,7 +454,8 @@ class Session:
         if self.run.data.eval is None:
             return None
         scores = self.scores(self.run.data.eval, self.run.data.eval_rows, self.attach_eval)
-        self.log.write("eval", self.step, {"epoch": float(epoch), **scores})
+        with self.disk():
+            self.log.write("eval", self.step, {"epoch": float(epoch), **scores})
         self.terminal.say(f"epoch {epoch}: " + "  ".join(f"{name} {value:.4f}" for name, value in scores.items()))
         self.value = value = scores[self.metric]
         best = self.progress.best_scores.get(self.metric)
@@ -434,16 +490,25 @@ class Session:
 
     def save(self, value: float | None = None) -> None:
         """Start a checkpoint of this step."""
-        self.checkpoints.save(self.state, dataclasses.asdict(self.progress), value)
+        with self.disk():
+            self.checkpoints.save(self.state, dataclasses.asdict(self.progress), value)
 
     def restore_best(self) -> int:
         """Take the state of the best epoch (of the last one without evaluation) and return its step."""
         best = self.progress.best_step or self.step
+        if best != self.step and (wrong := damage(self.checkpoints.directory / str(best))):
+            self.terminal.say(
+                f"The best checkpoint, of step {best}, cannot be used ({wrong}); the last step's model takes its place."
+            )
+            assert self.run.data.eval is not None
+            self.progress.best_scores = self.scores(self.run.data.eval, self.run.data.eval_rows, self.attach_eval)
+            best = self.step
         if best != self.step:
             if (stage := self.run.stage_of(best)) != self.stage:
                 self.stage, self.state = stage, self.run.state_of(stage)
                 self.compile_stage(training=False)
-            self.state, _ = self.checkpoints.restore(best, self.state)
+            with self.disk():
+                self.state, _ = self.checkpoints.restore(best, self.state)
         return best
 
     def test_scores(self) -> dict[str, float]:
@@ -456,16 +521,16 @@ class Session:
         """result.json, and what is made of it: the model's card and the report."""
         from ftjax.report import write_report
 
-        write_card(
-            self.config.output / "model", read_json(self.config.output / "config.json"), result, name=self.config.output.name
-        )
-        rundir.write_json(self.config.output / "result.json", result)
-        write_report([self.config.output], self.config.output / "report.html")
+        output = self.config.output
+        with self.disk():
+            write_card(output / "model", read_json(output / "config.json"), result, name=output.name)
+            rundir.write_json(output / "result.json", result)
+            write_report([output], output / "report.html")
 
     def finish(self, before: dict[str, Any], *, score_test: bool) -> dict[str, Any]:
         """The best epoch's model: its scores, export and result.json."""
         clock, seconds = Clock(), self.progress.seconds
-        self.checkpoints.wait()
+        self.wait()
         best = self.restore_best()
         seconds["save"] += clock.lap()
         train_seconds = sum(seconds[name] for name in ("compile", "prefix", "data_wait", "step"))
@@ -477,6 +542,7 @@ class Session:
             "frozen_parameters": count(self.state.frozen),
             "steps": self.step,
             "best_step": best,
+            **({"skipped_steps": self.progress.skipped} if self.config.nonfinite == "skip" else {}),
             "step_seconds": statistics.median(self.step_seconds) if self.step_seconds else None,
             "train_seconds": train_seconds,
             "examples_per_second": self.progress.examples / train_seconds if train_seconds else None,
@@ -486,7 +552,8 @@ class Session:
         if data.test is not None and score_test:
             result["test"] = self.test_scores()
         seconds["eval"] += clock.lap()
-        save_pretrained(self.run.pretrained, {**self.run.pretrained.params, **self.state.trainable}, output / "model")
+        with self.disk():
+            save_model(self.run, self.state, output / "model", self.config.export_format)
         seconds["save"] += clock.lap()
         result |= {"peak_memory_bytes": machine.peak_memory_bytes(), "seconds": seconds, **before}
         self.write_result(result)
@@ -496,8 +563,54 @@ class Session:
         return json.loads((output / "result.json").read_text(encoding="utf-8"))
 
 
-def export(checkpoint: Path, output: Path) -> None:
-    """Write a run's best checkpoint, or the one of RUN/checkpoints/STEP, as a Hugging Face model directory.
+def save_model(run: Run, state: TrainState, directory: Path, export_format: ExportFormat) -> None:
+    """What a run has learnt, in a directory. Raises InputError for a format that cannot say it."""
+    params = {**run.pretrained.params, **state.trainable}
+    if export_format == "adapter":
+        save_adapter(run.pretrained, params, state.trainable, directory, base=run.config.model)
+    else:
+        write_model(dataclasses.replace(run.pretrained, params=params), directory, export_format)
+
+
+def write_model(pretrained: Pretrained, directory: Path, export_format: ExportFormat) -> None:
+    """A model as a Hugging Face directory or as a program."""
+    match export_format:
+        case "stablehlo":
+            save_stablehlo(pretrained, directory)
+        case "savedmodel":
+            save_savedmodel(pretrained, directory)
+        case _:
+            save_pretrained(pretrained, pretrained.params, directory)
+
+
+def export_model(model: str, adapter: str | None, output: Path, export_format: ExportFormat | None) -> None:
+    """Write a model, with an adapter merged, as a Hugging Face directory or as a program.
+
+    Raises InputError for a model or an adapter that cannot be loaded, a program without a head, and an `output` that is not
+    empty.
+    """
+    check_empty(output)
+    if export_format == "adapter":
+        raise InputError("--export-format adapter: is for what a run has learnt; give that with --checkpoint.")
+    base, found = locate(model, adapter)
+    config, raw_config, _ = read_config(model_directory(base), found)
+    pretrained = load_pretrained(base, adapter=found)
+    if not pretrained.labels and (config.causal or config.has_masked_lm):
+        spoken = load_pretrained(base, adapter=found, causal_lm=config.causal, masked_lm=config.has_masked_lm)
+        pretrained = pretrained if spoken.new else spoken
+    pretrained = dataclasses.replace(pretrained, problem_type=raw_config.get("problem_type"))
+    with _disk_errors(output):
+        write_model(merge(pretrained), output, export_format or "huggingface")
+
+
+def check_empty(output: Path) -> None:
+    """InputError where something is in the way of a new directory."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"--output {output}: not empty; choose another directory.")
+
+
+def export(checkpoint: Path, output: Path, export_format: ExportFormat | None = None) -> None:
+    """Write a run's best checkpoint, or the one of RUN/checkpoints/STEP, in the run's own format or another one.
 
     Raises InputError where there is no such checkpoint, or `output` holds something.
     """
@@ -507,20 +620,30 @@ def export(checkpoint: Path, output: Path) -> None:
     saved = read_json(directory / "config.json")
     if "method" not in saved or "output" not in saved:
         raise InputError(f"--checkpoint {checkpoint}: {directory} is not a run of ftjax.")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"--output {output}: not empty; choose another directory.")
+    check_empty(output)
     config = TrainConfig.from_dict(saved)
+    if export_format == "adapter":
+        config = dataclasses.replace(config, export_format="adapter")  # its needs are then looked at with the rest
+    digest.check_inputs(saved.get("files"), digest.of_inputs(config), config)
+    kept = directory / "checkpoints"
+    with _disk_errors(directory):
+        broken = {step: wrong for step in steps_in(kept) if (wrong := damage(kept / str(step)))}
     run = prepare(config.after_adaptation, lambda line: None, rundir.bucket_lengths(directory))
-    checkpoints = Checkpoints(directory / "checkpoints", higher_is_better=run.higher_is_better, read_only=True)
+    checkpoints = Checkpoints(kept, higher_is_better=run.higher_is_better, read_only=True)
     steps = checkpoints.steps()
     chosen = checkpoints.best_step() if step is None else step
     if chosen is None or chosen not in steps:
         raise InputError(
             f"--checkpoint {checkpoint}: no such checkpoint; the run has {', '.join(map(str, steps)) or 'none'} (steps)."
         )
+    if chosen in broken:
+        others = ", ".join(str(other) for other in steps if other not in broken) or "none"
+        raise InputError(
+            f"--checkpoint {checkpoint}: that of step {chosen} cannot be used ({broken[chosen]}); whole are those of: {others}."
+        )
     state, _ = checkpoints.restore(chosen, run.state_of(run.stage_of(chosen)))
     with _disk_errors(output):
-        save_pretrained(run.pretrained, {**run.pretrained.params, **state.trainable}, output)
+        save_model(run, state, output, export_format or config.export_format)
         result = read_json(directory / "result.json") if (directory / "result.json").is_file() else {}
         measured = result if result.get("best_step") == chosen else {}  # scores are those of the best step alone
         write_card(output, saved, measured, name=output.name)
@@ -579,5 +702,5 @@ def _disk_errors(output: Path) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO):
             raise
         raise InputError(
-            f"--output {output}: cannot be written ({error.strerror}); mend that and run again with --resume."
+            f"--output {output}: cannot be read or written ({error.strerror}); mend that and run again with --resume."
         ) from error

@@ -34,8 +34,8 @@ def learning_rate_schedule(peak: float, *, steps: int, warmup_steps: int = 0, sc
 
 
 def decay_labels(names: Iterable[str]) -> dict[str, str]:
-    """The optax label tree of a plain run: "decay" or "no_decay" (biases and norms, as is usual since BERT)."""
-    return {name: "no_decay" if name.endswith((".bias", ".scale")) else "decay" for name in names}
+    """The optax label tree of a plain run: "decay" or "no_decay" (biases, norms, as is usual since BERT, and magnitudes)."""
+    return {name: "no_decay" if name.endswith((".bias", ".scale", ".lora_magnitude")) else "decay" for name in names}
 
 
 def adamw(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from ftjax.config import Parameters
 from ftjax.optimizer import decay_labels
-from ftjax.partition import Treatment, labels_of, treat
+from ftjax.partition import Treatment, labels_of, lora_part, treat
+from ftjax.pretrained.adapter import locate
 from ftjax.pretrained.hub import model_directory
 from ftjax.pretrained.load import Pretrained, load_pretrained, read_config, saved_labels
-from ftjax.stages import choose_lora, memory, new_heads
+from ftjax.stages import adapt, memory, new_heads
 
 COMPARED = ("all", "last:2,head", "last:1,head", "lora:8,head", "bias,head", "head")
 """The choices whose memory stands beside that of the one asked for."""
@@ -20,7 +22,8 @@ def describe(config: Parameters) -> dict[str, Any]:
 
     Raises InputError for a model or a spec as training would.
     """
-    _, raw_config, _ = read_config(model_directory(config.model))
+    base, adapter = locate(config.model)
+    _, raw_config, _ = read_config(model_directory(base), adapter)
     labels = saved_labels(raw_config) or tuple(f"LABEL_{i}" for i in range(config.num_labels))
     pretrained = load_pretrained(config.model, labels=labels, classifier=config.classifier, precision=config.precision)
     chosen, treatments = choose(config, pretrained, config.train_parameters, config.layer_decay)
@@ -50,13 +53,20 @@ def choose(
     config: Parameters, pretrained: Pretrained, spec: str, layer_decay: float = 1.0
 ) -> tuple[Pretrained, dict[str, Treatment]]:
     """The model with what a spec adds to it, and every parameter's treatment."""
-    chosen = choose_lora(pretrained, [spec], alpha=config.lora_alpha, targets=config.lora_targets, seed=0)
+    chosen = adapt(pretrained, [spec], config, seed=0)
     layers = chosen.model.config.num_hidden_layers
     return chosen, treat(chosen.model.shapes, spec, layers=layers, always=new_heads(chosen), layer_decay=layer_decay)
 
 
 def state_memory(config: Parameters, pretrained: Pretrained, spec: str) -> dict[str, Any]:
-    """What the state of a run that trains `spec` takes, in bytes; activations come on top and depend on the batch."""
+    """What the state of a run that trains `spec` takes, in bytes; activations come on top and depend on the batch.
+
+    What has no meaning for this choice, such as DoRA without LoRA, is left out.
+    """
+    if lora_part(spec) is None:
+        config = dataclasses.replace(config, dora=False, lora_dropout=0.0)
+    if spec == "all":
+        config = dataclasses.replace(config, base_bits=None)
     chosen, treatments = choose(config, pretrained, spec)
     found = memory(chosen.model, labels_of(treatments))
     return {

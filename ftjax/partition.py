@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from ftjax.errors import InputError, did_you_mean
+from ftjax.models.nf4 import CODES, ENDINGS, SCALES
 
 Label = Literal["trained", "frozen"]
 Labels = dict[str, Label]
@@ -81,7 +82,7 @@ def pattern(spec: str, layers: int, where: str = "") -> str:
         return _layers(range(layers - math.ceil(fraction * layers), layers))
     if kind == "lora" and colon:
         lora_rank(spec, where)
-        return r".*\.lora_[ab]"
+        return r".*\.lora_(a|b|magnitude)"
     if kind == "regex" and colon:
         try:
             re.compile(argument)
@@ -208,10 +209,12 @@ def treat(names: Iterable[str], spec: str, *, layers: int, always: Iterable[str]
     layers: how many layers the model has. always: names that train whatever the spec says (a new head).
     layer_decay: multiplies the learning rate once for every layer between a parameter and the head (ELECTRA, Clark et
         al., 2020; BEiT, Bao et al., 2021): heads 1, the last layer layer_decay, the embeddings layer_decay^(layers + 1).
-    Raises InputError for a rule that is unknown or matches no parameter, with near misses, and for a parameter that a
-    table of rules leaves out.
+    Kernels in 4 bits (see `ftjax.models.nf4`) are frozen whatever the spec says. Raises InputError for a rule that is
+    unknown or matches no parameter, with near misses, and for a parameter that a table of rules leaves out.
     """
     names, always = list(names), set(always)
+    in_4bit = {name: FROZEN for name in names if name.endswith(ENDINGS)}
+    names = [name for name in names if name not in in_4bit]
     rules, must_cover = read_spec(spec)
     found: Treatments = {}
     for rule in rules:
@@ -236,7 +239,7 @@ def treat(names: Iterable[str], spec: str, *, layers: int, always: Iterable[str]
     for name in always:
         if not found.get(name, FROZEN).trained:
             found[name] = Treatment(trained=True)
-    return {name: decayed(name, found.get(name, FROZEN)) for name in names}
+    return {name: decayed(name, found.get(name, FROZEN)) for name in names} | in_4bit
 
 
 def _depth(name: str, layers: int) -> int:
@@ -265,5 +268,6 @@ def split(params: Mapping[str, T], labels: Labels) -> tuple[dict[str, T], dict[s
 
 
 def count(params: Mapping[str, Any]) -> int:
-    """How many numbers the arrays (or shapes) hold."""
-    return sum(value.size for value in params.values())
+    """How many parameters the arrays (or shapes) hold: of a kernel in 4 bits its numbers, two a byte, and not its scales."""
+    sizes = {name: value.size * (2 if name.endswith(CODES) else 1) for name, value in params.items()}
+    return sum(size for name, size in sizes.items() if not name.endswith(SCALES))

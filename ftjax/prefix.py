@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import os
 import shutil
 from collections.abc import Callable
@@ -191,9 +192,11 @@ class FrozenPrefix:
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         try:
             # Mapped files that outgrow the disk end a process with SIGBUS: take the room first, which fails in words
+            header = _header(shape)
             with partial.open("wb") as file:
-                os.posix_fallocate(file.fileno(), 0, 4 * shape[0] * shape[1] + 4096)
-            values = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
+                file.write(header)
+                os.posix_fallocate(file.fileno(), 0, len(header) + 4 * shape[0] * shape[1])
+            values = np.memmap(partial, np.float32, "r+", len(header), shape)
             self._fill(values, examples, starts, on_batch)
             values.flush()
             os.replace(partial, path)
@@ -238,12 +241,22 @@ class FrozenPrefix:
 
 
 def _open(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
-    """The file's array if it is whole and of this shape."""
+    """The file's array if it is whole and of this shape. What it says of itself is compared, never parsed."""
+    header = _header(shape)
     try:
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        with path.open("rb") as file:
+            same = file.read(len(header)) == header and os.fstat(file.fileno()).st_size == len(header) + 4 * shape[0] * shape[1]
+        return np.memmap(path, np.float32, "r", len(header), shape) if same else None
+    except OSError:
         return None
-    return found if found.shape == shape and found.dtype == np.float32 else None
+
+
+def _header(shape: tuple[int, int]) -> bytes:
+    """What an .npy file of such an array begins with."""
+    file = io.BytesIO()
+    described = np.lib.format.header_data_from_array_1_0(np.broadcast_to(np.float32(0), shape)) | {"fortran_order": False}
+    np.lib.format.write_array_header_1_0(file, described)
+    return file.getvalue()
 
 
 def _size(number: int) -> str:

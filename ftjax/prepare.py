@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -19,9 +20,10 @@ from ftjax.models import Params
 from ftjax.objective import Vocabulary, objective
 from ftjax.optimizer import carry_over, with_learning_rate
 from ftjax.parallel import Compiled, check_batch_size, data_mesh, data_parallel, place
+from ftjax.pretrained.adapter import check_adapter, locate
 from ftjax.pretrained.hub import model_directory
 from ftjax.pretrained.load import Pretrained, load_pretrained, read_config, saved_labels
-from ftjax.stages import Stage, choose_lora, memory, new_heads, stages_of
+from ftjax.stages import Stage, adapt, memory, new_heads, stages_of
 from ftjax.step import TrainState, create_state, update
 from ftjax.tasks import task_class
 from ftjax.tasks.task import Head, Task
@@ -91,7 +93,7 @@ def read_rows(config: TrainConfig, task: Task) -> tuple[list[Rows], Rows | None,
 def prepare_data(config: TrainConfig, say: Say, buckets: tuple[int, ...] = ()) -> Data:
     """Read and tokenise; InputError for rows that training cannot use. buckets: () where they are still to be chosen."""
     directory = model_directory(config.model)
-    model_config, raw_config, _ = read_config(directory)
+    model_config, raw_config, _ = read_config(directory, Path(config.adapter) if config.adapter else None)
     if config.max_length > model_config.max_length:
         raise InputError(f"--max-length {config.max_length} is longer than the model's {model_config.max_length} positions.")
     task = task_class(config.task).of(config)
@@ -211,6 +213,7 @@ def prepare_model(config: TrainConfig, data: Data) -> Pretrained:
         raise InputError(f"--scan-layers: {config.model} is no decoder; only the layers of decoders run as a loop.")
     pretrained = load_pretrained(
         config.model,
+        adapter=config.adapter,
         labels=task.labels if "classifier" in needed else (),
         classifier=task.classifier or config.classifier,
         masked_lm="masked_lm" in needed,
@@ -253,6 +256,7 @@ class Run:
             microbatches=self.config.gradient_accumulation,
             precision=self.config.precision,
             teacher_decay=self.config.teacher_decay,
+            skip_nonfinite=self.config.nonfinite == "skip",
         )
         optimizer_state = with_learning_rate(state.optimizer_state, self.config.learning_rate)
         return dataclasses.replace(state, optimizer_state=optimizer_state)
@@ -306,31 +310,33 @@ def prepare(config: TrainConfig, say: Say, buckets: tuple[int, ...] = ()) -> Run
     """
     config.check()
     check_batch_size(config.batch_size, config.gradient_accumulation, data_mesh())
+    base, adapter = locate(config.model, config.adapter)
+    config = dataclasses.replace(config, model=str(base), adapter=None if adapter is None else str(adapter))
     data = prepare_data(config, say, buckets)
     return assemble(config, data, prepare_model(config, data), say)
 
 
 def assemble(config: TrainConfig, data: Data, pretrained: Pretrained, say: Say) -> Run:
     """The run of a model on data: what trains when, towards what. Parameters may be shapes without values."""
-    pretrained = choose_lora(
-        pretrained,
-        [spec for _, spec in config.stages],
-        alpha=config.lora_alpha,
-        targets=config.lora_targets,
-        seed=config.seed,
-    )
+    pretrained = adapt(pretrained, [spec for _, spec in config.stages], config, seed=config.seed)
     per_epoch = data.steps_per_epoch(config.batch_size)
     terms = functools.partial(
         objective, config, data.task, data.vocabulary, labeled=data.labeled, steps=config.epochs * per_epoch
     )
     stages = stages_of(config, pretrained, terms, per_epoch)
+    if config.export_format == "adapter":
+        trained = {name for stage in stages for name, label in stage.labels.items() if label == "trained"}
+        check_adapter(pretrained.model, trained | {*pretrained.adapted})
     data = data if data.buckets else dataclasses.replace(data, buckets=buckets_for(config, data, stages[0]))
     if config.from_scratch:
         say(f"All parameters are new: {config.model} gives the configuration and the tokenizer alone.")
     elif new := new_heads(pretrained):
         say(f"Not in the checkpoint, initialised and trained: {', '.join(new)}")
     if (lora := pretrained.model.lora) is not None:
-        say(f"LoRA of rank {lora.rank}, scale {lora.scale:g}, beside {len(lora.modules)} kernels.")
+        kind = "DoRA" if lora.dora else "LoRA"
+        say(f"{kind} of rank {lora.rank}, scale {lora.scale:g}, beside {len(lora.modules)} kernels.")
+    if in_4bit := pretrained.model.in_4bit:
+        say(f"{len(in_4bit)} frozen kernels are kept in 4 bits.")
     for stage in stages:
         when = f"From step {stage.from_step} on: t" if stage.from_step else "T"
         say(f"{when}raining {memory(pretrained.model, stage.labels).line(stage.spec)}")

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import math
 import os
-from collections.abc import Iterable
+import socket
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ftjax.config import TrainConfig, flag
 from ftjax.errors import InputError
+from ftjax.pretrained.tensors import read_json
+from ftjax.redact import redact
 from ftjax.trackers import Trackers
 
 FREE = (
-    *("output", "resume", "json", "log_every", "save_every", "tracker", "tracker_project"),
+    *("output", "resume", "json", "log_every", "save_every", "write_timeout", "tracker", "tracker_project"),
     *("prefix_cache", "prefix_cache_memory_gb", "prefix_cache_disk_gb", "prefix_cache_dir"),
 )
 """Settings that may differ between a run and its resumption: they do not change the result."""
+LOCK = ".lock"
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write atomically; numbers that are not finite become null, as JSON has none."""
+    """Write atomically and without secrets; numbers that are not finite become null, as JSON has none."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    text = redact(json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False))
+    partial.write_text(text + "\n", encoding="utf-8")
     os.replace(partial, path)
 
 
@@ -39,14 +47,18 @@ def finite(value: Any) -> Any:
 def check(config: TrainConfig) -> bool:
     """Whether there is a run to resume in --output. Writes nothing.
 
-    Raises InputError where the directory holds something else, another run, or one that --resume was not given for.
+    Raises InputError where the directory holds something else, another run, one that --resume was not given for, or one that
+    another process is at.
     """
     directory = config.output
     if not directory.exists():
         return False
     if not directory.is_dir():
         raise InputError(f"--output {directory}: a file, not a directory.")
-    if not any(directory.iterdir()):
+    if (directory / LOCK).is_file():
+        with (directory / LOCK).open("rb") as file:
+            _lock(file.fileno(), directory)  # closing it lets go
+    if all(path.name in (LOCK, ".config.json.partial") for path in directory.iterdir()):  # cut short before it began
         return False
     if not (directory / "config.json").is_file():
         raise InputError(f"--output {directory}: not empty and not a run of ftjax; choose another directory.")
@@ -55,12 +67,12 @@ def check(config: TrainConfig) -> bool:
             f"--output {directory}: holds a run already; go on with it with --resume, or choose another directory."
         )
     try:
-        saved = dict(json.loads((directory / "config.json").read_text(encoding="utf-8")))
-    except (ValueError, TypeError, OSError):
+        saved = read_json(directory / "config.json")
+    except InputError:
         raise InputError(f"--output {directory}: its config.json is not a run's; choose another directory.") from None
     usual = TrainConfig(model="", output=directory).to_dict()  # of settings that the run's version did not have yet
     saved = json.loads(json.dumps(usual)) | saved
-    wanted = json.loads(json.dumps(config.to_dict()))
+    wanted = json.loads(redact(json.dumps(config.to_dict(), ensure_ascii=False)))
     if differing := [name for name in wanted if name not in FREE and saved.get(name) != wanted[name]]:
         name = differing[0]
         raise InputError(
@@ -71,10 +83,41 @@ def check(config: TrainConfig) -> bool:
     return True
 
 
+@contextmanager
+def owned(directory: Path) -> Iterator[None]:
+    """While inside, no other process may write to the directory, which must exist; InputError where one does already.
+
+    The lock goes with the process, however that ends. File systems that know no locks are left without.
+    """
+    file = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        _lock(file, directory)
+        os.ftruncate(file, 0)
+        os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        yield
+    finally:
+        os.close(file)
+
+
+def _lock(file: int, directory: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.pread(file, 300, 0).decode(errors="replace") or "another process"
+        raise InputError(
+            f"--output {directory}: {owner} is at this run; wait for it, end it, or choose another directory."
+        ) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+
+
 def bucket_lengths(directory: Path) -> tuple[int, ...]:
     """The lengths that the run in a directory pads its rows to, from its config.json."""
-    saved = json.loads((directory / "config.json").read_text(encoding="utf-8")).get("bucket_lengths", [])
-    return tuple(length for length in saved if isinstance(length, int))
+    saved = read_json(directory / "config.json").get("bucket_lengths", [])
+    if not isinstance(saved, list) or not all(isinstance(length, int) and 0 < length < 2**31 for length in saved):
+        raise InputError(f"{directory / 'config.json'}: bucket_lengths is {saved!r}, not a list of lengths.")
+    return tuple(saved)
 
 
 def predicts(directory: Path) -> bool:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
-import jax.numpy as jnp
 import optax
 
-from ftjax.config import TrainConfig
+from ftjax.config import Parameters, TrainConfig
 from ftjax.errors import InputError, did_you_mean
-from ftjax.models import Lora, Model
+from ftjax.models import LORA, Lora, Model, with_lora
 from ftjax.objectives import Objective
 from ftjax.optimizer import scheduled_adamw
 from ftjax.partition import Labels, Treatments, count, labels_of, lora_part, split, treat, without_lora
-from ftjax.pretrained.load import Pretrained, add_lora
+from ftjax.pretrained.load import Pretrained, add_lora, in_4bit, merge
+from ftjax.step import kept_in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Stage:
 
 def new_heads(pretrained: Pretrained) -> list[str]:
     """Parameters that the checkpoint did not have and that train whatever is asked for; low-rank matrices change nothing."""
-    return [name for name in pretrained.new if not name.endswith((".lora_a", ".lora_b"))]
+    return [name for name in pretrained.new if not name.endswith(LORA)]
 
 
 def stages_of(
@@ -82,32 +82,68 @@ def stages_of(
     return tuple(stages)
 
 
-def choose_lora(pretrained: Pretrained, specs: Sequence[str], *, alpha: float, targets: str, seed: int) -> Pretrained:
-    """The model with the low-rank matrices that --train-parameters and --unfreeze ask for, beside kernels that stay frozen.
+def adapt(pretrained: Pretrained, specs: Sequence[str], config: TrainConfig | Parameters, *, seed: int) -> Pretrained:
+    """The model with what --train-parameters and --unfreeze add to it or let it do without.
 
-    targets: a regular expression over names within a layer, such as attention.query.
+    lora:R puts low-rank matrices beside the kernels that --lora-targets names and that stay frozen; those of an adapter go on
+    training in its own shape, or are merged where no spec asks for any. --base-bits 4 keeps the kernels in 4 bits that stay
+    frozen in every stage. Raises InputError for targets that match nothing, and for what does not go together.
     """
     ranks = {rank for spec in specs if (rank := lora_part(spec)) is not None}
-    if not ranks:
-        return pretrained
     if len(ranks) > 1:
         raise InputError("--unfreeze: the stages give lora two ranks; give one.")
+    if not ranks and (config.dora or config.lora_dropout):
+        flag = "--dora" if config.dora else f"--lora-dropout {config.lora_dropout:g}"
+        raise InputError(f"{flag}: needs low-rank matrices; train some with --train-parameters lora:R.")
     names, layers = list(pretrained.model.shapes), pretrained.model.config.num_hidden_layers
     trained = set().union(*(without_lora(spec, names, layers=layers) for spec in specs))
+    dense = [name for name in names if re.match(r"(encoder|decoder)\.layers\.", name) and name.endswith(".kernel")]
+    if pretrained.model.lora is not None:
+        pretrained = (
+            _go_on(pretrained, trained, config) if ranks == {pretrained.model.lora.rank} else _merged(pretrained, ranks)
+        )
+    frozen = tuple(name.removesuffix(".kernel") for name in dense if name not in trained)
+    if config.base_bits:
+        if not frozen:
+            raise InputError(
+                f"--base-bits {config.base_bits}: every kernel of the layers trains, and only frozen ones can be rounded."
+            )
+        pretrained = in_4bit(pretrained, frozen)
+    if not ranks or pretrained.model.lora is not None:
+        return pretrained
     try:
-        wanted = re.compile(rf"(encoder|decoder)\.layers\.\d+\.({targets})")
+        wanted = re.compile(rf"(encoder|decoder)\.layers\.\d+\.({config.lora_targets})")
     except re.error as error:
-        raise InputError(f"--lora-targets {targets}: not a regular expression ({error}).") from None
-    dense = [
-        name.removesuffix(".kernel") for name in names if name.endswith(".kernel") and name.startswith(("encoder.", "decoder."))
-    ]
-    matched = [name for name in dense if wanted.fullmatch(name)]
-    modules = tuple(name for name in matched if f"{name}.kernel" not in trained)
+        raise InputError(f"--lora-targets {config.lora_targets}: not a regular expression ({error}).") from None
+    matched = [name for name in dense if wanted.fullmatch(name.removesuffix(".kernel"))]
+    modules = tuple(name for name in frozen if wanted.fullmatch(name))
     if not modules:
         why = "match only layers that train themselves" if matched else "match no dense layer"
-        near = did_you_mean(targets, {name.split(".", 3)[-1] for name in dense})
-        raise InputError(f"--lora-targets {targets}: {why}.{'' if matched else near}")
-    return add_lora(pretrained, Lora(ranks.pop(), alpha, modules), seed=seed)
+        near = did_you_mean(config.lora_targets, {name.removesuffix(".kernel").split(".", 3)[-1] for name in dense})
+        raise InputError(f"--lora-targets {config.lora_targets}: {why}.{'' if matched else near}")
+    lora = Lora(ranks.pop(), config.lora_alpha, modules, config.lora_dropout, config.dora)
+    return add_lora(pretrained, lora, seed=seed)
+
+
+def _go_on(pretrained: Pretrained, trained: Collection[str], config: TrainConfig | Parameters) -> Pretrained:
+    """The model whose adapter trains further, with this run's dropout."""
+    lora = pretrained.model.lora
+    assert lora is not None
+    if config.dora and not lora.dora:
+        raise InputError("--dora: the adapter has no magnitudes; go on without, or without --adapter.")
+    if both := [name for name in lora.modules if f"{name}.kernel" in trained]:
+        raise InputError(f"--train-parameters: trains {both[0]}.kernel, beside which the adapter has low-rank matrices.")
+    lora = dataclasses.replace(lora, dropout=config.lora_dropout)
+    return dataclasses.replace(pretrained, model=with_lora(pretrained.model, lora))
+
+
+def _merged(pretrained: Pretrained, ranks: Collection[int]) -> Pretrained:
+    """The model with its adapter in the kernels. InputError where new matrices are asked for besides."""
+    if ranks and (lora := pretrained.model.lora) is not None:
+        raise InputError(
+            f"--train-parameters: lora:{min(ranks)} beside an adapter of rank {lora.rank}; go on with it by lora:{lora.rank}."
+        )
+    return merge(pretrained)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,10 +171,9 @@ class Memory:
 
 
 def memory(model: Model, labels: Labels) -> Memory:
-    """The memory of a state: what trains in float32 with a gradient and two moments, frozen matrices in the compute dtype."""
+    """The memory of a state: what trains in float32 with a gradient and two moments, frozen matrices as they are kept."""
     trainable, frozen = split(model.shapes, labels)
-    width = jnp.dtype(dict(model.heads)["precision"]).itemsize
-    kept = sum(value.size * (width if len(value.shape) > 1 else 4) for value in frozen.values())
+    kept = sum(value.size * kept_in(value, dict(model.heads)["precision"]).itemsize for value in frozen.values())
     trained = count(trainable)
     return Memory(trained, count(frozen), 4 * trained + kept, 4 * trained, 8 * trained)
 

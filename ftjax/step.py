@@ -25,11 +25,11 @@ Metrics = dict[str, Average]
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["step", "key", "trainable", "frozen", "optimizer_state", "teacher"],
-    meta_fields=["objective", "optimizer", "microbatches", "teacher_decay"],
+    meta_fields=["objective", "optimizer", "microbatches", "teacher_decay", "skip_nonfinite"],
 )
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything a step reads and writes, as one pytree; the last four fields are static.
+    """Everything a step reads and writes, as one pytree; the last five fields are static.
 
     step: int32 scalar, how many updates have been made. key: the run's typed PRNG key; never changes, steps fold in.
     trainable, frozen: disjoint dictionaries, dotted name -> array; what trains is float32. optimizer_state: of the
@@ -37,6 +37,7 @@ class TrainState:
     `ftjax.objectives.teacher`), or empty.
     objective, optimizer: what is minimised and how. microbatches: into how many parts a batch is cut (gradient
     accumulation); the result is that of the whole batch. teacher_decay: what an average keeps of itself in a step.
+    skip_nonfinite: whether a step whose loss or gradient is not finite changes nothing but the count of steps.
     """
 
     step: jax.Array
@@ -49,6 +50,7 @@ class TrainState:
     optimizer: optax.GradientTransformation
     microbatches: int = 1
     teacher_decay: float = 0.0
+    skip_nonfinite: bool = False
 
     @property
     def params(self) -> Params:
@@ -66,16 +68,17 @@ def create_state(
     microbatches: int = 1,
     precision: str = "float32",
     teacher_decay: float = 0.0,
+    skip_nonfinite: bool = False,
 ) -> TrainState:
     """The state before the first step. The arrays are copied: steps may donate the state and `params` stay valid.
 
     precision: of the model's dot products. Frozen matrices are kept in it, since nothing reads them in more; frozen
-    vectors (biases, norms) take part in sums and stay float32, as does all that trains.
+    vectors (biases, norms) take part in sums and stay float32, as does all that trains. Kernels in 4 bits stay so.
     teacher_decay: above 0, a mean teacher is kept, which starts as the student.
     """
     trainable, frozen = split(dict(params), labels)
     trainable = {name: jnp.array(value, copy=True) for name, value in trainable.items()}
-    frozen = {name: jnp.array(value, precision if value.ndim > 1 else None, copy=True) for name, value in frozen.items()}
+    frozen = {name: jnp.array(value, kept_in(value, precision), copy=True) for name, value in frozen.items()}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         key=jax.random.key(seed),
@@ -87,7 +90,14 @@ def create_state(
         optimizer=optimizer,
         microbatches=microbatches,
         teacher_decay=teacher_decay,
+        skip_nonfinite=skip_nonfinite,
     )
+
+
+def kept_in(value: jax.Array | jax.ShapeDtypeStruct, precision: str) -> jnp.dtype:
+    """The dtype that a frozen parameter is kept in."""
+    matrix = value.ndim > 1 and jnp.issubdtype(value.dtype, jnp.floating)
+    return jnp.dtype(precision) if matrix else value.dtype
 
 
 def train_step(
@@ -101,7 +111,8 @@ def train_step(
     cuts: with an axis, which trainable parameters (and their moments) the state holds only this device's part of, see
         `ftjax.zero`. dtype: in which those are gathered; the dtype of the model's dot products.
     metrics: each a (sum, weight) of float32 scalars: `loss`, every term as NAME_loss, the terms' own metrics,
-        `gradient_norm` (before clipping).
+        `gradient_norm` (before clipping). With `skip_nonfinite` also `skipped`, 1 or 0; a skipped step's other metrics have
+        no weight.
 
     Gradients are exact for any split of the batch. With terms t, microbatches m and W_t = Σ_m weight_tm,
         ∇ Σ_t coefficient_t · Σ_m sum_tm / W_t = Σ_m ∇ Σ_t (coefficient_t / W_t) · sum_tm,
@@ -162,8 +173,13 @@ def train_step(
     trainable = optax.apply_updates(state.trainable, updates)
     keep = state.teacher_decay
     teacher = {name: keep * mean + (1.0 - keep) * trainable[name.removeprefix(PREFIX)] for name, mean in state.teacher.items()}
-    new = dataclasses.replace(state, step=state.step + 1, trainable=trainable, optimizer_state=optimizer_state, teacher=teacher)
-    return new, metrics
+    new = {"trainable": trainable, "optimizer_state": optimizer_state, "teacher": teacher}
+    if state.skip_nonfinite:
+        finite = jnp.isfinite(total) & jnp.isfinite(norm)
+        new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, {n: getattr(state, n) for n in new})
+        metrics = jax.tree.map(lambda x: jnp.where(finite, x, jnp.zeros_like(x)), metrics)
+        metrics |= {"skipped": (jnp.where(finite, 0.0, 1.0), jnp.ones(()))}
+    return dataclasses.replace(state, step=state.step + 1, **new), metrics
 
 
 def update(state: TrainState, frozen: Params, batch: Batch, **options: Any) -> tuple[TrainState, Metrics]:

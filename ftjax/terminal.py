@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from ftjax.config import TrainConfig, flag
+from ftjax.redact import redact
 from ftjax.tasks import TASKS
 
 
@@ -28,7 +29,7 @@ class Terminal:
 
     def say(self, line: str) -> None:
         """Print one line."""
-        self.console.print(line, markup=False)
+        self.console.print(redact(line), markup=False)
 
     def start(self, name: str, total: int, done: int = 0) -> None:
         """Begin a bar of `total` parts."""

@@ -5,6 +5,7 @@ import json
 
 import jax
 import numpy as np
+import pytest
 from conftest import random_params
 from safetensors.numpy import save_file
 
@@ -82,6 +83,26 @@ def write_decoder(directory, raw, *, labels=None, causal_lm=True, prefixed=True,
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     (directory / "config.json").write_text(json.dumps(raw))
     return tensors
+
+
+def write_keras_gpt2(directory, **heads):
+    """A GPT-2 directory with tf_model.h5, as transformers 4's TensorFlow class lays it out, in the place of safetensors."""
+    h5py = pytest.importorskip("h5py")
+    tensors = write_decoder(directory, FAMILIES["gpt2"], **heads)
+    (directory / "model.safetensors").unlink()
+    with h5py.File(directory / "tf_model.h5", "w") as file:
+        for name, tensor in tensors.items():
+            *words, last = name.split(".")
+            if "ln_" in words[-1]:
+                last = {"weight": "gamma", "bias": "beta"}[last]
+            elif words[-1] == "score":
+                last, tensor = "kernel", tensor.T
+            elif words[-1] == "wpe":
+                last = "embeddings"
+            elif last == "bias":
+                tensor = tensor[None]
+            layer = [f"h_._{words[2]}", *words[3:]] if words[1:2] == ["h"] else words[1:]
+            file.create_dataset("/".join([words[0], "tfgp_t2lm_head_model", words[0], *layer, f"{last}:0"]), data=tensor)
 
 
 def decoder_inputs(rows=4, length=13, seed=0):

@@ -15,7 +15,7 @@ from decoders import FAMILIES, SMALL, decoder_inputs, decoder_logits, positions,
 from safetensors.numpy import load_file, save_file
 from test_pretrained import expect, same_bytes
 
-from ftjax.models import CONFIGS, build
+from ftjax.models import CONFIGS, DECODERS, build
 from ftjax.models.rope import Rope
 from ftjax.objectives.classification import Classification, class_logits
 from ftjax.partition import label, treat
@@ -223,34 +223,44 @@ LLAMA_31 = {
 }
 
 
-@pytest.mark.parametrize(
-    ("family", "change", "words"),
-    [
-        ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, ["'yarn'", "not supported"]),
-        ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, ["'dynamic'"]),
-        ("llama", {"rope_scaling": {"type": "linear"}}, ["'linear' needs factor"]),
-        ("llama", {"rope_scaling": {"type": "linear", "factor": -1}}, ["factor is -1"]),
-        ("llama", {"rope_scaling": {"type": "linear", "factor": 2, "mrope_section": [1]}}, ["mrope_section"]),
-        ("llama", {"rope_scaling": "linear"}, ["not a dictionary"]),
-        ("llama", {"partial_rotary_factor": 0.5}, ["partial_rotary_factor"]),
-        ("llama", {"hidden_act": "xielu"}, ["unknown activation 'xielu'"]),
-        ("llama", {"num_key_value_heads": 3}, ["not a multiple of num_key_value_heads"]),
-        ("llama", {"head_dim": 7}, ["must be even"]),
-        ("llama", {"num_hidden_layers": 10**9}, ["1000000000 layers"]),
-        ("llama", {"attention_bias": "yes"}, ["attention_bias is 'yes'"]),
-        ("llama", {"num_local_experts": 8}, ["num_local_experts=8"]),
-        ("llama", {"quantization_config": {"bits": 4}}, ["quantization_config"]),
-        ("llama", {"model_type": "mixtral"}, ["'mixtral' is not supported"]),
-        ("mistral", {"sliding_window": 0}, ["sliding_window is 0"]),
-        ("qwen2", {"layer_types": ["chunked_attention"] * 3}, ["layer_types"]),
-        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, ["scale_attn_by_inverse_layer_idx=True"]),
-        ("gpt2", {"add_cross_attention": True}, ["add_cross_attention=True"]),
-        ("gpt2", {"n_embd": "32"}, ["not a number"]),
-        ("gemma2", {"use_bidirectional_attention": True}, ["use_bidirectional_attention"]),
-        ("gemma3", {"attn_logit_softcapping": 50.0}, ["attn_logit_softcapping=50.0"]),
-        ("gemma3", {"rope_parameters": {"rope_theta": 1.0}}, ["full_attention"]),
-    ],
-)
+REFUSED = [
+    ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, ["'yarn'", "not supported"]),
+    ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, ["'dynamic'"]),
+    ("llama", {"rope_scaling": {"type": "linear"}}, ["'linear' needs factor"]),
+    ("llama", {"rope_scaling": {"type": "linear", "factor": -1}}, ["factor is -1"]),
+    ("llama", {"rope_scaling": {"type": "linear", "factor": 2, "mrope_section": [1]}}, ["mrope_section"]),
+    ("llama", {"rope_scaling": "linear"}, ["not a dictionary"]),
+    ("llama", {"partial_rotary_factor": 0.5}, ["partial_rotary_factor"]),
+    ("llama", {"hidden_act": "xielu"}, ["unknown activation 'xielu'"]),
+    ("llama", {"num_key_value_heads": 3}, ["not a multiple of num_key_value_heads"]),
+    ("llama", {"head_dim": 7}, ["must be even"]),
+    ("llama", {"num_hidden_layers": 10**9}, ["1000000000 layers"]),
+    ("llama", {"attention_bias": "yes"}, ["attention_bias is 'yes'"]),
+    ("llama", {"num_local_experts": 8}, ["num_local_experts=8"]),
+    ("llama", {"quantization_config": {"bits": 4}}, ["quantization_config"]),
+    ("llama", {"model_type": "mixtral"}, ["'mixtral' is not supported"]),
+    ("mistral", {"sliding_window": 0}, ["sliding_window is 0"]),
+    ("qwen2", {"layer_types": ["chunked_attention"] * 3}, ["layer_types"]),
+    ("mistral", {"attention_bias": True}, ["attention_bias=True"]),
+    ("qwen2", {"mlp_bias": True}, ["mlp_bias=True"]),
+    ("qwen3", {"layer_types": ["full_attention"]}, ["layer_types must name", "each of the 3 layers"]),
+    ("qwen3", {"rope_parameters": {"rope_type": "longrope"}}, ["'longrope'"]),
+    ("qwen3", {"num_experts": 8}, ["num_experts=8"]),
+    ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, ["scale_attn_by_inverse_layer_idx=True"]),
+    ("gpt2", {"add_cross_attention": True}, ["add_cross_attention=True"]),
+    ("gpt2", {"n_embd": "32"}, ["not a number"]),
+    ("gemma2", {"use_bidirectional_attention": True}, ["use_bidirectional_attention"]),
+    ("gemma3", {"attn_logit_softcapping": 50.0}, ["attn_logit_softcapping=50.0"]),
+    ("gemma3", {"rope_parameters": {"rope_theta": 1.0}}, ["full_attention"]),
+]
+"""Families, what their config.json says, and words of the line that refuses it."""
+
+
+def test_every_family_refuses_something():
+    assert {FAMILIES[family]["model_type"] for family, _, _ in REFUSED} == {config.model_type for config in DECODERS}
+
+
+@pytest.mark.parametrize(("family", "change", "words"), REFUSED)
 def test_what_would_change_the_result_unnoticed_is_refused(family, change, words, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(FAMILIES[family] | change))
     expect(tmp_path, *words)

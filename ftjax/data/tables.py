@@ -10,8 +10,10 @@ import bz2
 import csv
 import dataclasses
 import gzip
+import io
 import json
 import lzma
+import os
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
@@ -56,26 +58,33 @@ def load_tables(paths: Sequence[Path]) -> Table:
 def load_table(path: Path) -> Table:
     """All columns of a file. InputError for one that is missing, of no known kind, malformed or not UTF-8."""
     try:
-        kind = file_kind(path)
-        if path.stat().st_size == 0:
-            raise InputError(f"{shown(path)}: the file is empty.")
-        if kind == ".parquet":
-            return parquet_table(path)
-        # csv must see the line breaks inside quotes as they are; elsewhere any of \n, \r\n and \r ends a line.
-        with opened(path, "rt", encoding="utf-8-sig", newline="" if kind in SEPARATORS else None) as file:
-            if kind in SEPARATORS:
-                return csv_table(file, path, SEPARATORS[kind])
-            if kind in JSON:
-                return json_table(file.read(), path)
-            texts = [line.removesuffix("\n") for line in file]
-            if kind == ".conll":
-                return conll_table(texts, path)
-            return Table(["text"], {"text": texts}.__getitem__, len(texts), plain=True)
-    except UnicodeDecodeError:
-        raise InputError(not_utf8(path)) from None
+        try:
+            return _table(path)
+        except UnicodeDecodeError:
+            raise InputError(not_utf8(path)) from None
+    except MemoryError:
+        raise InputError(f"{shown(path)}: is larger than the memory there is.") from None
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:  # all but the first: a damaged compressed file
         reason = getattr(error, "strerror", None) or one_line(error)
         raise InputError(f"{shown(path)}: cannot be read ({reason}).") from None
+
+
+def _table(path: Path) -> Table:
+    kind = file_kind(path)
+    if path.stat().st_size == 0:
+        raise InputError(f"{shown(path)}: the file is empty.")
+    if kind == ".parquet":
+        return parquet_table(path)
+    # csv must see the line breaks inside quotes as they are; elsewhere any of \n, \r\n and \r ends a line.
+    with opened(path, "rt", encoding="utf-8-sig", newline="" if kind in SEPARATORS else None) as file:
+        if kind in SEPARATORS:
+            return csv_table(file, path, SEPARATORS[kind])
+        if kind in JSON:
+            return json_table(file.read(), path)
+        texts = [line.removesuffix("\n") for line in file]
+        if kind == ".conll":
+            return conll_table(texts, path)
+        return Table(["text"], {"text": texts}.__getitem__, len(texts), plain=True)
 
 
 def file_kind(path: Path) -> str:
@@ -102,8 +111,43 @@ def known(path: Path) -> bool:
 
 
 def opened(path: Path, mode: str, **options: Any) -> IO[Any]:
-    """The file, unpacked if it is compressed."""
-    return OPENERS.get(path.suffix.lower(), open)(path, mode, **options)
+    """The file, unpacked if it is compressed; InputError once that becomes more than the memory could take."""
+    if path.suffix.lower() not in OPENERS:
+        return open(path, mode, **options)
+    unpacked = io.BufferedReader(_Limited(OPENERS[path.suffix.lower()](path, "rb"), path), 2**16)
+    return io.TextIOWrapper(unpacked, **options) if "t" in mode else unpacked
+
+
+def most_bytes() -> int:
+    """What a table may take: a quarter of the memory, since rows, tokens and more come to several times as much."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+
+
+def check_size(size: int, path: Path) -> None:
+    """InputError for more bytes than the memory could take: a small file can unpack to any number."""
+    if size > most_bytes():
+        raise InputError(f"{shown(path)}: unpacks to more than {most_bytes() / 1e9:.1f} GB, a quarter of the memory; split it.")
+
+
+class _Limited(io.RawIOBase):
+    """A stream that counts what is read of it."""
+
+    def __init__(self, stream: IO[bytes], path: Path) -> None:
+        self._stream, self._path, self._read = stream, path, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        part = self._stream.read(len(buffer))
+        self._read += len(part)
+        check_size(self._read, self._path)
+        buffer[: len(part)] = part
+        return len(part)
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
 
 
 def not_utf8(path: Path) -> str:
@@ -192,15 +236,26 @@ def parquet_table(path: Path) -> Table:
 
     try:
         with parquet.ParquetFile(path) as file:
+            groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+            # what a column says of its bytes may be that of a dictionary alone, so every cell counts too
+            check_size(sum(max(g.total_byte_size, 8 * g.num_rows * g.num_columns) for g in groups), path)
             table = file.read()
-    except (pyarrow.ArrowException, OSError) as error:
+        table.validate(full=True)
+        classes = declared_classes((table.schema.metadata or {}).get(b"huggingface"))
+    except (pyarrow.ArrowException, OSError, ValueError, RecursionError) as error:
         raise InputError(f"{shown(path)}: not a readable parquet file ({one_line(error)}).") from None
-    classes: dict[str, tuple[str, ...]] = {}
-    if b"huggingface" in (table.schema.metadata or {}):
-        from datasets import Features
-
-        classes = class_names(Features.from_arrow_schema(table.schema))
     return Table(table.column_names, lambda name: table.column(name).to_pylist(), len(table), classes)
+
+
+def declared_classes(metadata: bytes | None) -> dict[str, tuple[str, ...]]:
+    """The class names in what `datasets` writes into a parquet file, {"info": {"features": {COLUMN: {"names": [...]}}}}."""
+    try:
+        features = dict(json.loads(metadata or b'{"info": {"features": {}}}')["info"]["features"])
+    except (KeyError, TypeError):
+        return {}
+    single = {name: kind.get("feature", kind) for name, kind in features.items() if isinstance(kind, dict)}  # of a list
+    classes = {n: kind for n, kind in single.items() if isinstance(kind, dict) and kind.get("_type") == "ClassLabel"}
+    return {n: tuple(map(str, kind["names"])) for n, kind in classes.items() if isinstance(kind.get("names"), list)}
 
 
 def class_names(features: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ftjax.data.files import Rows
-from ftjax.errors import InputError
+from ftjax.errors import InputError, refusing
 from ftjax.objectives import NO_LABEL, has_label
 from ftjax.pretrained import gguf
 
@@ -72,11 +72,8 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
         return _with_padding(gguf.tokenizer(directory))
     if not any((directory / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json")):
         raise InputError(f"{directory}: no tokenizer; expected tokenizer.json or vocab.txt beside config.json.")
-    try:
+    with refusing(f"{directory}: its tokenizer cannot be loaded"):
         tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # the library raises bare Exceptions for malformed files
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{directory}: its tokenizer cannot be loaded ({reason}).") from None
     if not tokenizer.is_fast:
         raise InputError(f"{directory}: needs tokenizer.json (a fast tokenizer); this one has none.")
     return _with_padding(tokenizer)
@@ -137,13 +134,14 @@ def tokenized(
     if overlap is not None:
         how = {"truncation": "only_second", "stride": overlap, "return_overflowing_tokens": True}
     for start in range(0, len(texts), CHUNK):
-        encoded: Any = tokenizer(
-            texts[start : start + CHUNK],
-            None if pairs is None else pairs[start : start + CHUNK],
-            max_length=max_length,
-            return_token_type_ids=True,
-            **how,
-        )
+        with refusing("The model's tokenizer fails on these texts"):
+            encoded: Any = tokenizer(
+                texts[start : start + CHUNK],
+                None if pairs is None else pairs[start : start + CHUNK],
+                max_length=max_length,
+                return_token_type_ids=True,
+                **how,
+            )
         ids += [row or [nothing] for row in encoded["input_ids"]]
         types += [row or [0] for row in encoded["token_type_ids"]]
         if overlap is None:

@@ -8,6 +8,7 @@ name are then one comprehension each.
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from collections.abc import Collection
 from typing import Any
 
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ftjax.models import nf4
 from ftjax.models.bert import BertConfig
 from ftjax.models.body import OF_TOKENS, Body, Classifier, Config
 from ftjax.models.decoder import Decoder
@@ -23,7 +25,7 @@ from ftjax.models.electra import ElectraConfig
 from ftjax.models.gemma import Gemma2Config, Gemma3Config
 from ftjax.models.gpt2 import GPT2Config
 from ftjax.models.heads import TextModel, leading
-from ftjax.models.layers import Dense
+from ftjax.models.layers import Dense, column_norms, low_rank_weight
 from ftjax.models.llama import LlamaConfig, MistralConfig
 from ftjax.models.mpnet import MPNetConfig, MPNetEncoder
 from ftjax.models.post_norm import PostNormEncoder
@@ -47,16 +49,23 @@ CONFIGS: dict[str, type[Config]] = {config.model_type: config for config in (*BO
 """config.json's `model_type` -> config."""
 
 
+LORA = (".lora_a", ".lora_b", ".lora_magnitude")
+"""How the names end of what low-rank adaptation adds to a dense layer."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Lora:
-    """Low-rank adaptation (Hu et al., 2021): which dense layers get two small matrices beside their kernel.
+    """Low-rank adaptation: which dense layers get two small matrices beside their kernel, see `ftjax.models.layers.Dense`.
 
     modules: dotted names of dense layers. The layer adds scale · (x @ lora_a) @ lora_b with scale = alpha / rank.
+    dropout: of x on its way to lora_a. dora: whether the kernel's columns also get magnitudes that train.
     """
 
     rank: int
     alpha: float
     modules: tuple[str, ...]
+    dropout: float = 0.0
+    dora: bool = False
 
     @property
     def scale(self) -> float:
@@ -71,6 +80,7 @@ class Model:
     `shapes` gives every parameter's name, shape and dtype without materialising it. heads: the arguments of `build`.
     frozen: for the embeddings and every layer, whether nothing in it trains, so that its dropout is off; () if all is on.
     remat: whether layers are computed again in the backward pass, which saves memory.
+    in_4bit: the dense layers whose kernel is kept in 4 bits, see `ftjax.models.nf4`.
     """
 
     config: Config
@@ -80,6 +90,7 @@ class Model:
     shapes: dict[str, jax.ShapeDtypeStruct] = dataclasses.field(compare=False)
     frozen: tuple[bool, ...] = ()
     lora: Lora | None = None
+    in_4bit: tuple[str, ...] = ()
     remat: bool = False
 
     def bind(self, params: Params) -> Any:
@@ -131,6 +142,7 @@ def build(
     scan: bool = False,
     precision: str = "float32",
     lora: Lora | None = None,
+    in_4bit: tuple[str, ...] = (),
 ) -> Model:
     """The model for a config with the heads asked for; nothing is allocated.
 
@@ -152,31 +164,49 @@ def build(
         whole: Any = SEQ2SEQ.get(type(config))
         made = whole(config, dtype) if whole else TextModel(config, BODIES[type(config)], **chosen, dtype=dtype)
         for path, part in nnx.iter_modules(made):
+            if isinstance(part, Dense) and dotted(path) in in_4bit:
+                part.keep_in_4bit()
             if lora is not None and isinstance(part, Dense) and dotted(path) in lora.modules:
-                part.add_lora(lora.rank, lora.scale)
+                seed = zlib.crc32(dotted(path[-2:]).encode())  # the same in every layer: layers that are alike may be stacked
+                part.add_lora(lora.rank, lora.scale, dropout=lora.dropout, dora=lora.dora, seed=seed)
         return made
 
     graph, state = nnx.split(nnx.eval_shape(module))
     leaves = [(path, leaf) for path, leaf in nnx.to_flat_state(state)]
     shapes = {dotted(path): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in leaves}
-    return Model(
-        config, graph, tuple(path for path, _ in leaves), tuple({**chosen, "precision": precision}.items()), shapes, lora=lora
-    )
+    heads = tuple({**chosen, "precision": precision}.items())
+    return Model(config, graph, tuple(path for path, _ in leaves), heads, shapes, lora=lora, in_4bit=in_4bit)
 
 
-def with_lora(model: Model, lora: Lora) -> Model:
-    """The same model with low-rank matrices beside the kernels of `lora.modules`."""
-    return build(model.config, **dict(model.heads), lora=lora)
+def with_lora(model: Model, lora: Lora | None) -> Model:
+    """The same model with low-rank matrices beside the kernels of `lora.modules`, or without any."""
+    return build(model.config, **dict(model.heads), lora=lora, in_4bit=model.in_4bit)
+
+
+def with_4bit(model: Model, modules: tuple[str, ...]) -> Model:
+    """The same model with the kernels of these dense layers in 4 bits."""
+    return build(model.config, **dict(model.heads), lora=model.lora, in_4bit=modules)
+
+
+def kernel_of(params: Params, module: str) -> jax.Array:
+    """A dense layer's kernel, float32 (features_in, features_out), also where it is kept in 4 bits."""
+    if f"{module}.kernel" in params:
+        return params[f"{module}.kernel"].astype(jnp.float32)
+    return nf4.dequantize(params[f"{module}.kernel_codes"], params[f"{module}.kernel_scales"])
 
 
 def merge_lora(model: Model, params: Params) -> Params:
-    """Kernels with their low-rank matrices added in, under the names of a model without them; float32."""
-    if model.lora is None:
-        return params
-    merged = {name: value for name, value in params.items() if not name.endswith((".lora_a", ".lora_b"))}
-    for name in model.lora.modules:
-        update = jnp.matmul(params[f"{name}.lora_a"], params[f"{name}.lora_b"], precision="highest")
-        merged[f"{name}.kernel"] = params[f"{name}.kernel"].astype(jnp.float32) + model.lora.scale * update
+    """Kernels, out of their 4 bits and with what LoRA adds to them, under the names of a model without either; float32."""
+    lora = model.lora or Lora(1, 1.0, ())
+    merged = {name: value for name, value in params.items() if not name.endswith((*LORA, *nf4.ENDINGS))}
+    for name in dict.fromkeys((*model.in_4bit, *lora.modules)):
+        kernel = kernel_of(params, name)
+        if name in lora.modules:
+            kernel = low_rank_weight(kernel, params[f"{name}.lora_a"], params[f"{name}.lora_b"], lora.scale)
+        if name in lora.modules and lora.dora:
+            gain = params[f"{name}.lora_magnitude"] / column_norms(kernel)
+            kernel *= jnp.broadcast_to(gain, kernel.shape)
+        merged[f"{name}.kernel"] = kernel
     return merged
 
 
@@ -184,12 +214,15 @@ def initial_value(name: str, shape: tuple[int, ...], key: jax.Array, initializer
     """A new parameter, float32: biases 0, norm scales 1, all else normal(0, initializer_range), as BERT does it.
 
     LoRA's A is uniform within ±1/√features_in and its B is 0, as in Hugging Face's PEFT: training starts from the model.
+    The codes of a kernel in 4 bits are uint8, all the same number.
     """
     match name.rsplit(".", 1)[-1]:
         case "bias" | "lora_b":
             return jnp.zeros(shape)
-        case "scale":
+        case "scale" | "kernel_scales" | "lora_magnitude":
             return jnp.ones(shape)
+        case "kernel_codes":
+            return jnp.full(shape, 0x78, jnp.uint8)
         case "lora_a":
             return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0) * shape[0] ** -0.5
         case _:

@@ -11,6 +11,7 @@ from flax import nnx
 
 from ftjax.errors import InputError
 
+MOST_LAYERS = 1000  # a config.json may say anything, and a layer takes memory before any weight is read
 VALUES = {"bool": (bool, "true or false"), "int": (int, "a number"), "float": (float | int, "a number"), "str": (str, "a text")}
 """The type of a config's field -> what config.json may have for it, and what to call that."""
 
@@ -81,6 +82,11 @@ class Config:
         sizes = ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size", "max_position_embeddings")
         if min(getattr(self, name) for name in sizes) < 1:
             raise InputError(f"{source}: {', '.join(sizes)} must be positive.")
+        if big := next((name for name in known if isinstance(size := getattr(self, name), int) and size >= 2**31), None):
+            raise InputError(f"{source}: {spelled.get(big, big)} is {getattr(self, big)}, which no model has.")
+        for layers in map(self.depth, self.parts):
+            if not 1 <= layers <= MOST_LAYERS:
+                raise InputError(f"{source}: {layers} layers; must be from 1 to {MOST_LAYERS}.")
         self.check(config, source)
         return self
 

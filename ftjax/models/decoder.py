@@ -119,8 +119,6 @@ class DecoderConfig(Config):
             )
         if min(self.key_value_heads, self.head_size) < 1:
             raise InputError(f"{source}: numbers of heads and the size of a head must be positive.")
-        if not 1 <= self.num_hidden_layers <= 1000:
-            raise InputError(f"{source}: {self.num_hidden_layers} layers; must be from 1 to 1000.")
         if self.num_attention_heads % self.key_value_heads:
             raise InputError(
                 f"{source}: num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_heads "
@@ -273,7 +271,8 @@ class DecoderAttention(nnx.Module):
         rotation, visible = context
         asking = hidden if read is None else at(hidden, read)
         query, key, value = (
-            y.reshape(*y.shape[:2], -1, self.size) for y in (self.query(asking), self.key(hidden), self.value(hidden))
+            y.reshape(*y.shape[:2], -1, self.size)
+            for y in (self.query(asking, seeds), self.key(hidden, seeds), self.value(hidden, seeds))
         )
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
@@ -294,7 +293,7 @@ class DecoderAttention(nnx.Module):
         scores = jnp.where(visible[:, None, None], scores, jnp.finfo(jnp.float32).min)
         weights = dropout(jax.nn.softmax(scores, axis=-1), self.dropout_rate, seeds)
         mixed = dot("bngqk,bknd->bqngd", weights, value, self.dtype)
-        return self.output(mixed.reshape(*mixed.shape[:2], -1)), (key, value)
+        return self.output(mixed.reshape(*mixed.shape[:2], -1), seeds), (key, value)
 
 
 class DecoderMLP(nnx.Module):
@@ -307,10 +306,10 @@ class DecoderMLP(nnx.Module):
         self.down = Dense(sizes[1], sizes[0], dtype, bias=bias)
         self.activation = ACTIVATIONS[config.hidden_act]
 
-    def __call__(self, hidden: jax.Array) -> jax.Array:
+    def __call__(self, hidden: jax.Array, seeds: jax.Array | None) -> jax.Array:
         if self.gate is None:
-            return self.down(self.activation(self.up(hidden)))
-        return self.down(self.activation(self.gate(hidden)) * self.up(hidden))
+            return self.down(self.activation(self.up(hidden, seeds)), seeds)
+        return self.down(self.activation(self.gate(hidden, seeds)) * self.up(hidden, seeds), seeds)
 
 
 class DecoderLayer(nnx.Module):
@@ -340,7 +339,7 @@ class DecoderLayer(nnx.Module):
         if self.attention_output_norm is not None:
             attended = self.attention_output_norm(attended)
         hidden = (hidden if read is None else at(hidden, read)) + dropout(attended, self.dropout_rate, after_attention)
-        made = self.mlp(self.mlp_norm(hidden))
+        made = self.mlp(self.mlp_norm(hidden), after_mlp)
         if self.mlp_output_norm is not None:
             made = self.mlp_output_norm(made)
         return hidden + dropout(made, self.dropout_rate, after_mlp), new
@@ -411,7 +410,7 @@ class Decoder(nnx.Module):
 
     def empty_cache(self, rows: int, slots: int) -> Cache:
         """A cache of this many slots without a token."""
-        heads = self.layers[0].attention.key.kernel.shape[1] // self.size
+        heads = self.layers[0].attention.key.shape[1] // self.size
         zeros = tuple(jnp.zeros((rows, slots, heads, self.size), self.dtype) for _ in self.layers)
         return Cache(zeros, zeros, jnp.zeros((rows, slots), jnp.int32), jnp.zeros((), jnp.int32))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,8 @@ import numpy as np
 from flax import nnx
 
 from ftjax import zero
-from ftjax.random import dropout
+from ftjax.models import nf4
+from ftjax.random import dropout, fold_in
 
 
 @jax.custom_vjp
@@ -95,37 +97,107 @@ def _matmul_backward(dtype: jnp.dtype, saved: tuple[jax.Array, ...], g: jax.Arra
 matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
-class Dense(nnx.Module):
-    """x (..., features_in) to float32 (..., features_out): x @ kernel + bias, and scale · (x @ lora_a) @ lora_b with LoRA.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def matmul_4bit(x: jax.Array, codes: jax.Array, scales: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """`matmul` by a frozen kernel that is kept in 4 bits (see `ftjax.models.nf4`); it gets no gradient.
 
-    bias: whether there is one.
+    The backward pass takes the kernel out of its 4 bits again: kept, all kernels together would be the whole model.
+    """
+    return matmul(x, nf4.dequantize(codes, scales), dtype)
+
+
+def _matmul_4bit_forward(x: jax.Array, codes: jax.Array, scales: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, Any]:
+    return matmul_4bit(x, codes, scales, dtype), (codes, scales, jnp.zeros((0,), x.dtype))
+
+
+def _matmul_4bit_backward(dtype: jnp.dtype, saved: Any, g: jax.Array) -> tuple[jax.Array, None, None]:
+    codes, scales, like = saved
+    codes, g = jax.lax.optimization_barrier((codes, g))  # or the compiler keeps what the forward pass took out
+    dx = dot("io,...o->...i", nf4.dequantize(codes, scales), g, dtype)
+    return dx.astype(like.dtype), None, None
+
+
+matmul_4bit.defvjp(_matmul_4bit_forward, _matmul_4bit_backward)
+
+
+def low_rank_weight(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:
+    """W + s A B, float32 (features_in, features_out)."""
+    return kernel.astype(jnp.float32) + scale * dot("ir,ro->io", a, b, jnp.dtype(jnp.float32))
+
+
+def column_norms(weight: jax.Array) -> jax.Array:
+    """Of every output feature's weights: (features_in, features_out) to float32 (features_out,)."""
+    return jnp.sqrt((weight * weight).sum(0))
+
+
+class Dense(nnx.Module):
+    """x (..., features_in) to float32 (..., features_out): x W + b.
+
+    With LoRA beside W (Hu et al., 2021, https://arxiv.org/abs/2106.09685): x W + s x̃ A B + b, where x̃ is x after LoRA's own
+    dropout. With DoRA (Liu et al., 2024, https://arxiv.org/abs/2402.09353): x W + (g - 1) x̃ W + g s x̃ A B + b, where
+    g = m / ‖W + s A B‖, column by column, and the norm counts as constant when gradients are taken (their section 4.3).
+
+    bias: whether there is one. Seeds turn LoRA's dropout on.
     """
 
     def __init__(self, features_in: int, features_out: int, dtype: jnp.dtype, *, bias: bool = True) -> None:
         self.kernel = nnx.Param(jnp.zeros((features_in, features_out)))
         self.bias = nnx.Param(jnp.zeros((features_out,))) if bias else None
-        self.dtype = dtype
-        self.lora_scale = 0.0
+        self.shape, self.dtype = (features_in, features_out), dtype
+        self.in_4bit, self.lora_scale, self.lora_dropout, self.dora = False, 0.0, 0.0, False
 
-    def add_lora(self, rank: int, scale: float) -> None:
-        """Two small matrices beside the kernel (Hu et al., 2021, https://arxiv.org/abs/2106.09685)."""
-        features_in, features_out = self.kernel.shape
+    def keep_in_4bit(self) -> None:
+        """The kernel in 4 bits, which does not train."""
+        codes, scales = nf4.shapes_of(*self.shape)
+        del self.kernel
+        self.kernel_codes = nnx.Param(jnp.zeros(codes, jnp.uint8))
+        self.kernel_scales = nnx.Param(jnp.zeros(scales))
+        self.in_4bit = True
+
+    def add_lora(self, rank: int, scale: float, *, dropout: float, dora: bool, seed: int) -> None:
+        """Two small matrices beside the kernel, and with DoRA a magnitude for each output feature.
+
+        seed: tells this layer's dropout from that of others which are given the same seeds.
+        """
+        features_in, features_out = self.shape
         self.lora_a = nnx.Param(jnp.zeros((features_in, rank)))
         self.lora_b = nnx.Param(jnp.zeros((rank, features_out)))
-        self.lora_scale = scale
+        if dora:
+            self.lora_magnitude = nnx.Param(jnp.zeros((features_out,)))
+        self.lora_scale, self.lora_dropout, self.lora_seed, self.dora = scale, dropout, seed, dora
+
+    def base(self) -> jax.Array:
+        """W, as it is kept or taken out of 4 bits."""
+        return nf4.dequantize(self.kernel_codes[...], self.kernel_scales[...]) if self.in_4bit else self.kernel[...]
 
     def weight(self) -> jax.Array:
-        """The matrix that x is multiplied by, float32 (features_in, features_out): the kernel with what LoRA adds to it."""
-        kernel = self.kernel[...].astype(jnp.float32)
-        if self.lora_scale:
-            kernel += self.lora_scale * dot("ir,ro->io", self.lora_a[...], self.lora_b[...], jnp.dtype(jnp.float32))
-        return kernel
+        """The matrix that x is multiplied by where no dropout comes between, float32 (features_in, features_out)."""
+        if not self.lora_scale:
+            return self.base().astype(jnp.float32)
+        weight = low_rank_weight(self.base(), self.lora_a[...], self.lora_b[...], self.lora_scale)
+        return weight * jnp.broadcast_to(self.gain(), weight.shape) if self.dora else weight
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y = matmul(x, self.kernel[...], self.dtype)
+    def gain(self) -> jax.Array:
+        """DoRA's g, float32 (features_out,)."""
+        a, b = jax.lax.stop_gradient((self.lora_a[...], self.lora_b[...]))
+        return self.lora_magnitude[...] / column_norms(low_rank_weight(self.base(), a, b, self.lora_scale))
+
+    def times_base(self, x: jax.Array) -> jax.Array:
+        """x W."""
+        if self.in_4bit:
+            return matmul_4bit(x, self.kernel_codes[...], self.kernel_scales[...], self.dtype)
+        return matmul(x, self.kernel[...], self.dtype)
+
+    def __call__(self, x: jax.Array, seeds: jax.Array | None = None) -> jax.Array:
+        y = self.times_base(x)
         if self.lora_scale:
-            low = matmul(x, self.lora_a[...], self.dtype)
-            y += self.lora_scale * matmul(low, self.lora_b[...], self.dtype)
+            dropped = dropout(x, self.lora_dropout, None if seeds is None else fold_in(seeds, self.lora_seed))
+            low = self.lora_scale * matmul(matmul(dropped, self.lora_a[...], self.dtype), self.lora_b[...], self.dtype)
+            if self.dora:
+                gain = jnp.broadcast_to(self.gain(), y.shape)
+                y += (gain - 1.0) * (y if dropped is x else self.times_base(dropped)) + gain * low
+            else:
+                y += low
         if self.bias is None:
             return y
         return y + jnp.broadcast_to(self.bias[...].astype(y.dtype), y.shape)
@@ -192,15 +264,17 @@ def distance_buckets(number: int, *, buckets: int, max_distance: int) -> np.ndar
     return np.where(distance < exact, distance, np.minimum(exact + steps.astype(np.int32), buckets - 1)).astype(np.int32)
 
 
-def relative_buckets(queries: int, keys: int, *, buckets: int, max_distance: int, causal: bool = False) -> np.ndarray:
+def relative_buckets(queries: int, keys: int, *, buckets: int, max_distance: int, causal: bool = False) -> jax.Array:
     """The bucket of the way from every query to every key, int32 (queries, keys), see `distance_buckets`.
 
     Half of the buckets are for keys that come after the query; where attention is causal all are for those before.
     """
-    way = np.arange(keys)[None, :] - np.arange(queries)[:, None]
+    way = jnp.arange(keys, dtype=jnp.int32)[None, :] - jnp.arange(queries, dtype=jnp.int32)[:, None]
     own = buckets if causal else buckets // 2
-    by_distance = distance_buckets(max(queries, keys), buckets=own, max_distance=max_distance)
-    return by_distance[np.maximum(-way, 0)] if causal else by_distance[np.abs(way)] + (way > 0).astype(np.int32) * own
+    by_distance = jnp.asarray(distance_buckets(max_distance + 1, buckets=own, max_distance=max_distance))
+    distance = jnp.maximum(-way, 0) if causal else jnp.abs(way)
+    found = by_distance[jnp.minimum(distance, max_distance)]  # the last bucket holds all beyond
+    return found if causal else found + (way > 0).astype(jnp.int32) * own
 
 
 def attention_bias(attention_mask: jax.Array) -> jax.Array:

@@ -59,8 +59,7 @@ class MPNetEncoder(PostNormEncoder):
     def context(self, batch: Mapping[str, jax.Array]) -> jax.Array:
         """float32 (batch, heads, length, length)."""
         mask = batch["attention_mask"]
-        length = mask.shape[1]
-        buckets = relative_buckets(length, length, buckets=BUCKETS, max_distance=MAX_DISTANCE)
-        relative = self.embeddings.relative_attention_bias(jnp.asarray(buckets)).transpose(2, 0, 1)[None]
+        buckets = relative_buckets(mask.shape[1], mask.shape[1], buckets=BUCKETS, max_distance=MAX_DISTANCE)
+        relative = self.embeddings.relative_attention_bias(buckets).transpose(2, 0, 1)[None]
         shape = (len(mask), *relative.shape[1:])
         return jnp.broadcast_to(attention_bias(mask), shape) + jnp.broadcast_to(relative, shape)

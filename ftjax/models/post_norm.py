@@ -111,17 +111,22 @@ class PostNormAttention(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, hidden: jax.Array, bias: jax.Array, seeds: jax.Array | None) -> jax.Array:
-        query, key, value = (self.by_head(dense(hidden)) for dense in (self.query, self.key, self.value))
+        query, key, value = (self.by_head(dense(hidden, seeds)) for dense in (self.query, self.key, self.value))
         context = attention(query, key, value, bias, dropout_rate=self.dropout_rate, seeds=seeds, dtype=self.dtype)
-        return self.output(context.reshape(hidden.shape))
+        return self.output(context.reshape(hidden.shape), seeds)
 
     def first_token(self, hidden: jax.Array, bias: jax.Array, seeds: jax.Array | None) -> jax.Array:
         """The output of the first position alone, at heads / hidden of what keys and values of all positions would cost.
 
         One query a head lets the projections change sides: q · (h W + b) = (W q) · h + q · b for the scores, and
-        Σ w (h W + b) = (Σ w h) W + (Σ w) b for the context.
+        Σ w (h W + b) = (Σ w h) W + (Σ w) b for the context. (Not with LoRA's dropout, which gives every h a W of its own.)
         """
-        query = self.by_head(self.query(hidden[:, :1]))[:, 0]  # (batch, heads, head_size)
+        query = self.by_head(self.query(hidden[:, :1], seeds))  # (batch, 1, heads, head_size)
+        if seeds is not None and (self.key.lora_dropout or self.value.lora_dropout):
+            key, value = (self.by_head(dense(hidden, seeds)) for dense in (self.key, self.value))
+            context = attention(query, key, value, bias, dropout_rate=self.dropout_rate, seeds=seeds, dtype=self.dtype)
+            return self.output(context.reshape(hidden.shape[0], 1, hidden.shape[2]), seeds)
+        query = query[:, 0]
         (key, key_bias), (value, value_bias) = (
             (self.by_head(dense.weight()[None])[0], self.by_head(dense.bias[...].astype(jnp.float32)[None, None])[0])  # type: ignore[index]
             for dense in (self.key, self.value)
@@ -131,7 +136,7 @@ class PostNormAttention(nnx.Module):
         weights = attention_weights(scores[:, :, None], query.shape[-1], bias, self.dropout_rate, seeds)[:, :, 0]
         mixed = dot("bhk,bki->bhi", weights, hidden, self.dtype)
         context = dot("bhi,ihd->bhd", mixed, value, self.dtype) + weights.sum(-1, keepdims=True) * value_bias
-        return self.output(context.reshape(hidden.shape[0], 1, hidden.shape[2]))
+        return self.output(context.reshape(hidden.shape[0], 1, hidden.shape[2]), seeds)
 
     def by_head(self, x: jax.Array) -> jax.Array:
         """(..., hidden) to (..., heads, head_size)."""
@@ -146,8 +151,8 @@ class PostNormMLP(nnx.Module):
         self.down = Dense(config.intermediate_size, config.hidden_size, dtype)
         self.activation = ACTIVATIONS[config.hidden_act]
 
-    def __call__(self, hidden: jax.Array) -> jax.Array:
-        return self.down(self.activation(self.up(hidden)))
+    def __call__(self, hidden: jax.Array, seeds: jax.Array | None) -> jax.Array:
+        return self.down(self.activation(self.up(hidden, seeds)), seeds)
 
 
 class PostNormLayer(nnx.Module):
@@ -172,7 +177,7 @@ class PostNormLayer(nnx.Module):
         else:
             attended = self.attention(hidden, bias, weights)
         hidden = self.attention_norm(hidden + dropout(attended, self.attention_dropout_rate, after_attention))
-        return self.mlp_norm(hidden + dropout(self.mlp(hidden), self.dropout_rate, after_mlp))
+        return self.mlp_norm(hidden + dropout(self.mlp(hidden, after_mlp), self.dropout_rate, after_mlp))
 
 
 class PostNormEncoder(nnx.Module):

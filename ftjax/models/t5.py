@@ -155,16 +155,16 @@ class T5Attention(nnx.Module):
         self.output = Dense(inner, config.hidden_size, dtype, bias=False)
         self.heads, self.dropout_rate, self.dtype = config.num_attention_heads, config.dropout_rate, dtype
 
-    def keys_values(self, hidden: jax.Array) -> KeysValues:
+    def keys_values(self, hidden: jax.Array, seeds: jax.Array | None = None) -> KeysValues:
         """Of hidden states (batch, length, hidden)."""
-        return self.by_head(self.key(hidden)), self.by_head(self.value(hidden))
+        return self.by_head(self.key(hidden, seeds)), self.by_head(self.value(hidden, seeds))
 
     def __call__(self, hidden: jax.Array, keys_values: KeysValues, bias: jax.Array, seeds: jax.Array | None) -> jax.Array:
         key, value = keys_values
-        scores = dot("bqhd,bkhd->bhqk", self.by_head(self.query(hidden)), key, self.dtype)
+        scores = dot("bqhd,bkhd->bhqk", self.by_head(self.query(hidden, seeds)), key, self.dtype)
         weights = attention_weights(scores, 1, bias, self.dropout_rate, seeds)  # a size of 1: scores are not scaled
         context = dot("bhqk,bkhd->bqhd", weights, value, self.dtype)
-        return self.output(context.reshape(*hidden.shape[:2], -1))
+        return self.output(context.reshape(*hidden.shape[:2], -1), seeds)
 
     def by_head(self, x: jax.Array) -> jax.Array:
         """(batch, length, heads · head_size) to (batch, length, heads, head_size)."""
@@ -181,9 +181,9 @@ class T5MLP(nnx.Module):
         self.activation, self.dropout_rate = ACTIVATIONS[config.activation], config.dropout_rate
 
     def __call__(self, hidden: jax.Array, seeds: jax.Array | None) -> jax.Array:
-        up = self.up(hidden)
-        inner = self.activation(up) if self.gate is None else self.activation(self.gate(hidden)) * up
-        return self.down(dropout(inner, self.dropout_rate, seeds))
+        up = self.up(hidden, seeds)
+        inner = self.activation(up) if self.gate is None else self.activation(self.gate(hidden, seeds)) * up
+        return self.down(dropout(inner, self.dropout_rate, seeds), seeds)
 
 
 class T5Layer(nnx.Module):
@@ -233,7 +233,7 @@ class T5Part(nnx.Module):
         """Mask (batch, length) to what self-attention's scores get added, float32 (batch, heads, length, length)."""
         batch, length = attention_mask.shape
         buckets = relative_buckets(length, length, buckets=self.buckets, max_distance=self.max_distance, causal=self.causal)
-        relative = self.embeddings.bias(jnp.asarray(buckets))
+        relative = self.embeddings.bias(buckets)
         shape = (batch, *relative.shape[1:])
         bias = jnp.broadcast_to(attention_bias(attention_mask), shape)
         if self.causal:
@@ -260,10 +260,10 @@ class T5Part(nnx.Module):
             own = None if seeds is None or off[number + 1] else fold_in(seeds, LAYERS_SEED + number)
             hidden = states[-1]
             normal = layer.attention_norm(hidden)
-            hidden = layer.attend(normal, hidden, layer.attention.keys_values(normal), bias, own)
+            hidden = layer.attend(normal, hidden, layer.attention.keys_values(normal, own), bias, own)
             if memory is not None:
                 hidden = layer.attend_across(
-                    hidden, layer.cross_attention.keys_values(memory[0]), attention_bias(memory[1]), own
+                    hidden, layer.cross_attention.keys_values(memory[0], own), attention_bias(memory[1]), own
                 )
             states.append(layer.feed(hidden, own))
         last = None if seeds is None or off[-1] else fold_in(seeds, FINAL_SEED)

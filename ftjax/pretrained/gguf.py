@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ftjax.errors import InputError
+from ftjax.errors import InputError, refusing
 from ftjax.pretrained.tensors import Header, rows
 
 if TYPE_CHECKING:
@@ -312,36 +312,34 @@ def tokenizer(path: Path) -> PreTrainedTokenizerFast:
     if not (_texts(tokens) and _texts(merges) and isinstance(kinds, list) and len(kinds) == len(tokens)):
         raise InputError(f"{path}: its tokenizer lacks tokens or merges.")
     pairs = [tuple(merge.split(" ")) for merge in merges]
-    try:
+    with refusing(f"{path}: its tokenizer cannot be made"):
         made = Tokenizer(
             models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=pairs, ignore_merges=split == "llama-bpe")
         )
-    except Exception as error:  # the library raises bare Exceptions
-        raise InputError(f"{path}: its tokenizer cannot be made ({str(error).splitlines()[0]}).") from None
-    made.pre_tokenizer, made.decoder = splits[split], decoders.ByteLevel()
-    added = [
-        AddedToken(token, special=kind == CONTROL, normalized=False)
-        for token, kind in zip(tokens, kinds, strict=True)
-        if kind in (CONTROL, USER_DEFINED)
-    ]
-    made.add_tokens(added)
-    special = {}
-    for name in ("bos", "eos", "unknown", "padding"):
-        number = metadata.get(f"tokenizer.ggml.{name}_token_id")
-        if isinstance(number, int) and 0 <= number < len(tokens):
-            special[{"unknown": "unk", "padding": "pad"}.get(name, name) + "_token"] = tokens[number]
-    if metadata.get("tokenizer.ggml.add_bos_token") and "bos_token" in special:
-        bos = special["bos_token"]
-        made.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokens.index(bos))]
+        made.pre_tokenizer, made.decoder = splits[split], decoders.ByteLevel()
+        added = [
+            AddedToken(token, special=kind == CONTROL, normalized=False)
+            for token, kind in zip(tokens, kinds, strict=True)
+            if kind in (CONTROL, USER_DEFINED)
+        ]
+        made.add_tokens(added)
+        special = {}
+        for name in ("bos", "eos", "unknown", "padding"):
+            number = metadata.get(f"tokenizer.ggml.{name}_token_id")
+            if isinstance(number, int) and 0 <= number < len(tokens):
+                special[{"unknown": "unk", "padding": "pad"}.get(name, name) + "_token"] = tokens[number]
+        if metadata.get("tokenizer.ggml.add_bos_token") and "bos_token" in special:
+            bos = special["bos_token"]
+            made.post_processor = processors.TemplateProcessing(
+                single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokens.index(bos))]
+            )
+        template = metadata.get("tokenizer.chat_template")
+        return PreTrainedTokenizerFast(
+            tokenizer_object=made,
+            chat_template=template if isinstance(template, str) else None,
+            clean_up_tokenization_spaces=False,
+            **special,
         )
-    template = metadata.get("tokenizer.chat_template")
-    return PreTrainedTokenizerFast(
-        tokenizer_object=made,
-        chat_template=template if isinstance(template, str) else None,
-        clean_up_tokenization_spaces=False,
-        **special,
-    )
 
 
 def _texts(value: Any) -> bool:

@@ -8,8 +8,27 @@ from ftjax.errors import InputError
 from ftjax.pretrained.gguf import is_gguf
 
 FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab*", "special_tokens_map.json"]
-FILES += ["merges.txt", "chat_template.jinja", "generation_config.json"]
+FILES += ["merges.txt", "added_tokens.json", "sentencepiece.bpe.model", "spiece.model", "chat_template.jinja"]
+FILES += ["generation_config.json", "adapter_config.json", "config_changes.json"]
 """What is downloaded: configuration, safetensors weights and tokenizer files; no pickles, no code."""
+KERAS = ["tf_model.h5", "tf_model.h5.index.json"]
+"""What is downloaded besides where there are no safetensors."""
+
+
+def refuse_links(directory: Path) -> None:
+    """InputError for a link that leads out of a model's directory: an export copies files, and would give away what is there.
+
+    Weights may be linked from elsewhere, as only tensors of them are read; so may what the hub's library links to its own
+    store beside the directory.
+    """
+    inside = [directory.resolve()]
+    if directory.parent.name == "snapshots":
+        inside.append((directory.parent.parent / "blobs").resolve())
+    for path in sorted(directory.iterdir()):
+        if path.is_symlink() and path.suffix not in (".safetensors", ".h5"):
+            target = path.resolve()
+            if not any(target.is_relative_to(place) for place in inside):
+                raise InputError(f"{path}: a link to {target}, outside the model's directory; put a copy there instead.")
 
 
 def model_directory(name_or_directory: str | Path) -> Path:
@@ -18,7 +37,10 @@ def model_directory(name_or_directory: str | Path) -> Path:
     Raises InputError where it is neither, or the hub cannot be reached.
     """
     path = Path(name_or_directory).expanduser()
-    if path.is_dir() or is_gguf(path):
+    if path.is_dir():
+        refuse_links(path)
+        return path
+    if is_gguf(path):
         return path
     text = str(name_or_directory)
     if path.exists():
@@ -32,6 +54,8 @@ def model_directory(name_or_directory: str | Path) -> Path:
     name, _, revision = text.partition("@")
     try:
         directory = Path(huggingface_hub.snapshot_download(name, revision=revision or None, allow_patterns=FILES))
+        if not any(directory.glob("*.safetensors")):
+            huggingface_hub.snapshot_download(name, revision=revision or None, allow_patterns=KERAS)
     except HFValidationError:
         raise InputError(f"{text}: neither a directory nor a Hugging Face model id such as bert-base-uncased.") from None
     except RepositoryNotFoundError:
@@ -39,7 +63,7 @@ def model_directory(name_or_directory: str | Path) -> Path:
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{text}: no such directory, and it could not be downloaded from the hub ({reason}).") from None
-    if not (directory / "config.json").is_file():
+    if not any((directory / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise InputError(f"{text}: the hub's repository has no config.json; it is not a model for transformers.")
     return directory
 

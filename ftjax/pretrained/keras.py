@@ -5,8 +5,9 @@ Keras puts a group for each layer of the model at the top and a dataset for each
     bert/tf_bert_for_sequence_classification/bert/encoder/layer_._0/attention/self/query/kernel:0
 
 The first two words, group and model, are dropped; `_._` divides words, as `/` does; of a word `a___b` only b counts. The last
-word is `kernel` (a linear layer, transposed against PyTorch's), `embeddings` or `weight` (a table), `gamma`, `beta` or `bias`.
-Some releases keep attention's kernels by head: (in, heads, size), at the output (heads, size, out), biases (heads, size).
+word is `kernel` (a linear layer, transposed against PyTorch's), `embeddings` or `weight` (a table, or a linear layer of GPT-2,
+which is as in PyTorch), `gamma`, `beta` or `bias` (of GPT-2 as one row: (1, out)). Some releases keep attention's kernels by
+head: (in, heads, size), at the output (heads, size, out), biases (heads, size).
 
 Checked against files that the tests write with h5py in this layout, and the names of all their tensors against transformers
 4.57.1's own conversion (`convert_tf_weight_name_to_pt_weight_name`). No file written by TensorFlow itself was at hand.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import zlib
 from pathlib import Path
@@ -13,15 +14,34 @@ import ml_dtypes
 import numpy as np
 
 from ftjax.errors import InputError, did_you_mean
-from ftjax.models import CONFIGS, SEQ2SEQ, Classifier, Config, Lora, Model, Params, build, initial_value, with_lora
+from ftjax.models import (
+    CONFIGS,
+    SEQ2SEQ,
+    Classifier,
+    Config,
+    Lora,
+    Model,
+    Params,
+    build,
+    initial_value,
+    kernel_of,
+    merge_lora,
+    nf4,
+    with_4bit,
+    with_lora,
+)
+from ftjax.models.layers import column_norms
 from ftjax.models.shapes import SHAPES
 from ftjax.pretrained import gguf, keras
+from ftjax.pretrained.adapter import Adapter, Replaced, attach, locate, read_adapter
 from ftjax.pretrained.hub import model_directory
 from ftjax.pretrained.names import NameTable, table_of
 from ftjax.pretrained.names.table import SPANS, TOKENS
 from ftjax.pretrained.tensors import INDEX, SINGLE, Parts, SafeTensors, Weights, read_json, safetensors_files
 
 FLOATS = (np.dtype("float32"), np.dtype("float16"), np.dtype("float64"), np.dtype(ml_dtypes.bfloat16))
+NOTES = {"architectures": list, "problem_type": str, "ftjax_task": str, "ftjax_masking": dict, "ftjax_max_target_length": int}
+"""What tells the task of a trained model in config.json -> its type."""
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "model.bin", "model.ckpt", "flax_model.msgpack")
 
 
@@ -37,6 +57,7 @@ class Pretrained:
     classifier: the kind of head that these would have; None where the architecture has none.
     raw_config: config.json as read.
     problem_type: what config.json will call a classifier's problem; None: it will not.
+    adapted: names of the parameters that an adapter has in the place of the directory's.
     """
 
     directory: Path
@@ -50,19 +71,25 @@ class Pretrained:
     classifier: Classifier | None
     raw_config: dict[str, Any]
     problem_type: str | None = "single_label_classification"
+    adapted: tuple[str, ...] = ()
 
 
-def read_config(directory: Path | str) -> tuple[Config, dict[str, Any], NameTable]:
+def read_config(directory: Path | str, adapter: Path | None = None) -> tuple[Config, dict[str, Any], NameTable]:
     """config.json, or a GGUF file's metadata, as (config, dictionary, name table).
 
-    directory: or the name of a shape without weights, see `ftjax.models.shapes`. InputError for an architecture that is
-    not supported.
+    directory: or the name of a shape without weights, see `ftjax.models.shapes`. adapter: the directory of one, whose changes
+    the dictionary then has. InputError for an architecture that is not supported.
     """
     if isinstance(directory, str):
         source, raw = Path(directory), SHAPES[directory]
     else:
         source = directory if gguf.is_gguf(directory) else directory / "config.json"
         raw = gguf.raw_config(source) if gguf.is_gguf(source) else read_json(source)
+    for name, kind in NOTES.items():
+        if not isinstance(value := raw.get(name), kind | None):
+            raise InputError(f"{source}: {name} is {value!r}, which is no {kind.__name__}.")
+    if not all(isinstance(name, str) for name in raw.get("architectures") or ()):
+        raise InputError(f"{source}: architectures is {raw['architectures']!r}, not a list of names.")
     model_type = raw.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIGS:
         near = did_you_mean(str(model_type), CONFIGS)
@@ -70,7 +97,7 @@ def read_config(directory: Path | str) -> tuple[Config, dict[str, Any], NameTabl
             f"{directory}: architecture {model_type!r} is not supported; supported are: {', '.join(CONFIGS)}.{near}"
         )
     config = CONFIGS[model_type].from_dict(raw, str(source))
-    return config, raw, table_of(config)
+    return config, raw if adapter is None else read_adapter(adapter).config_after(raw), table_of(config)
 
 
 def refuse_seq2seq(config: Config, source: str) -> None:
@@ -110,9 +137,10 @@ def saved_class(raw_config: dict[str, Any]) -> str:
     return named[0] if isinstance(named, list) and named and isinstance(named[0], str) else ""
 
 
-def open_weights(directory: Path, table: NameTable) -> Weights:
-    """The tensors of a GGUF file or a directory, those that the table takes apart by their parts."""
-    return Parts(gguf.GgufWeights(directory) if gguf.is_gguf(directory) else _weights_in(directory), table.parts, directory)
+def open_weights(directory: Path, table: NameTable, adapter: Adapter | None = None) -> Weights:
+    """The tensors of a GGUF file or a directory, those that the table takes apart by their parts; an adapter's before them."""
+    weights = gguf.GgufWeights(directory) if gguf.is_gguf(directory) else _weights_in(directory)
+    return Parts(weights if adapter is None else Replaced(weights, adapter, table), table.parts, directory)
 
 
 def _weights_in(directory: Path) -> Weights:
@@ -179,6 +207,7 @@ def check_copies(
 def load_pretrained(
     name_or_directory: str | Path,
     *,
+    adapter: str | Path | None = None,
     labels: tuple[str, ...] | None = None,
     classifier: Classifier | None = None,
     masked_lm: bool = False,
@@ -191,6 +220,9 @@ def load_pretrained(
 ) -> Pretrained:
     """Load a model with the heads asked for.
 
+    name_or_directory: a directory, .gguf file or hub id of a model; or of an adapter, which names its model.
+    adapter: an adapter in PEFT's format for the model, a directory or hub id. Its low-rank matrices come beside the kernels;
+        `merge` puts them in.
     labels: class names for a classification head; None takes the head that the files hold, if any. A head in the
         files that is of another kind or has other class names is left aside and a new one initialised.
     classifier: the head's kind (see `ftjax.models.body.Classifier`); None takes the files', or the architecture's own.
@@ -201,11 +233,13 @@ def load_pretrained(
     seed: for what is initialised; each parameter's value depends on the seed and its own name alone.
     from_scratch: read config.json alone, and initialise every parameter.
 
-    Raises InputError for a missing or damaged directory, an unsupported architecture, and unexpected, misshapen or
-    missing weights, which it names.
+    Raises InputError for a missing or damaged directory, an unsupported architecture, unexpected, misshapen or
+    missing weights, which it names, and an adapter for another model.
     """
+    name_or_directory, adapter = locate(name_or_directory, adapter)
     directory = model_directory(name_or_directory)
-    config, raw_config, table = read_config(directory)
+    config, raw_config, table = read_config(directory, adapter)
+    adapted = None if adapter is None else read_adapter(adapter)
     if dropout is not None:
         config = config.with_dropout(dropout)
     saved = saved_classifier(config, raw_config)
@@ -213,12 +247,15 @@ def load_pretrained(
     _check_heads(
         config, raw_config, directory, kind, classify=bool(labels or classifier), masked_lm=masked_lm, causal_lm=causal_lm
     )
-    weights: Weights = SafeTensors([]) if from_scratch else open_weights(directory, table)
+    kept = table.with_classifier(saved)
+    weights: Weights = SafeTensors([]) if from_scratch else open_weights(directory, kept, adapted)
     spelled = spell(weights, table, directory)
     config = config.for_files(["lm_head.weight"] if from_scratch else spelled)
-    head = spelled.get(table.with_classifier(saved).theirs("classifier.kernel")[0]) if config.classifiers else None
+    head = spelled.get(kept.theirs("classifier.kernel")[0]) if config.classifiers else None
     rows = (weights.headers[head].shape or (0,))[0] if head else 0
     in_files = () if not rows else unnamed(rows) if saved == "span" else saved_labels(raw_config) or unnamed(rows)
+    if adapted is not None and head in adapted.whole and len(in_files) != rows:
+        in_files = unnamed(rows)  # PEFT keeps no names of classes
     if len(in_files) != rows:
         raise InputError(f"{directory}: {head} has {rows} rows but config.json names {len(in_files)} labels.")
     labels = in_files if labels is None else labels
@@ -266,6 +303,9 @@ def load_pretrained(
         params[ours] = read_parameter(weights, name, model.shapes[ours].shape, transposed=named[ours][1])
     if masked_lm or causal_lm or not config.classifiers:  # without a classifier: a model that always predicts tokens
         check_copies(weights, table, spelled, read, params, directory)
+    replaced = () if adapted is None else tuple(ours for ours, name in read.items() if name.partition("/")[0] in adapted.whole)
+    if adapted is not None:
+        model, params = attach(model, params, adapted, table)
     return Pretrained(
         directory=directory,
         model=model,
@@ -277,6 +317,7 @@ def load_pretrained(
         labels=tuple(labels),
         classifier=kind,
         raw_config=raw_config,
+        adapted=replaced,
     )
 
 
@@ -308,13 +349,37 @@ def _check_heads(
 
 
 def add_lora(pretrained: Pretrained, lora: Lora, *, seed: int = 0) -> Pretrained:
-    """The same with new low-rank matrices, which change nothing before they are trained."""
+    """The same with new low-rank matrices, which change nothing before they are trained; DoRA's magnitudes are the kernels'."""
     model = with_lora(pretrained.model, lora)
     new = [name for name in model.shapes if name not in pretrained.params]
     params = {**pretrained.params, **_initialised(model, new, seed)}
+    for name in lora.modules if lora.dora else ():
+        if not isinstance(next(iter(pretrained.params.values())), jax.ShapeDtypeStruct):
+            params[f"{name}.lora_magnitude"] = column_norms(kernel_of(params, name))
     return dataclasses.replace(
         pretrained, model=model, params={name: params[name] for name in model.shapes}, new=(*pretrained.new, *new)
     )
+
+
+def in_4bit(pretrained: Pretrained, modules: tuple[str, ...]) -> Pretrained:
+    """The same with the kernels of these dense layers rounded to 4 bits."""
+    params = dict(pretrained.params)
+    for name in modules:
+        kernel = params.pop(f"{name}.kernel")
+        nf4.check(name, kernel.shape[0])
+        kept = nf4.quantize if isinstance(kernel, jax.Array) else functools.partial(jax.eval_shape, nf4.quantize)
+        params |= dict(zip((f"{name}{ending}" for ending in nf4.ENDINGS), kept(kernel), strict=True))
+    model = with_4bit(pretrained.model, modules)
+    return dataclasses.replace(pretrained, model=model, params={name: params[name] for name in model.shapes})
+
+
+def merge(pretrained: Pretrained) -> Pretrained:
+    """The same without low-rank matrices and 4 bits: in the kernels, which then are what the layers multiply by."""
+    if pretrained.model.lora is None and not pretrained.model.in_4bit:
+        return pretrained
+    model = build(pretrained.model.config, **dict(pretrained.model.heads))
+    params = merge_lora(pretrained.model, pretrained.params)
+    return dataclasses.replace(pretrained, model=model, params={name: params[name] for name in model.shapes})
 
 
 def _initialised(model: Model, names: list[str], seed: int) -> Params:

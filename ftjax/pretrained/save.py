@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ftjax.models import Params, merge_lora
 from ftjax.models.body import OF_TOKENS
 from ftjax.pretrained import gguf
-from ftjax.pretrained.load import Pretrained, open_weights
+from ftjax.pretrained.adapter import check_adapter, write_adapter
+from ftjax.pretrained.load import Pretrained, open_weights, read_config
 from ftjax.pretrained.names import table_of
 from ftjax.pretrained.tensors import read_whole, write_tensors
 
@@ -53,27 +56,57 @@ def save_pretrained(pretrained: Pretrained, params: Params, directory: str | Pat
 
     config = dict(pretrained.raw_config)
     if trained:
-        config |= {"dtype": "float32"}
+        config = trained_config(pretrained) | {"dtype": "float32"}
         config.pop("torch_dtype", None)
-        if has_head:
-            config |= {
-                "architectures": [table.classes[0]],
-                "problem_type": pretrained.problem_type,
-                "id2label": {str(i): label for i, label in enumerate(pretrained.labels)},
-                "label2id": {label: i for i, label in enumerate(pretrained.labels)},
-            }
-            if pretrained.classifier in (pretrained.model.config.own_classifier, *OF_TOKENS):
-                config.pop("ftjax_classifier", None)
-            else:
-                config["ftjax_classifier"] = pretrained.classifier  # no class of transformers has this head
-        elif "masked_lm.bias" in params or causal_lm:
-            config["architectures"] = [table.classes[1]]
     write_tensors(tensors, directory)
+    save_tokenizer(pretrained, directory)
+    partial = directory / ".config.json.partial"
+    partial.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, directory / "config.json")  # last: a directory with a config.json is complete
+
+
+def trained_config(pretrained: Pretrained) -> dict[str, Any]:
+    """What config.json says of a model after training: the class that loads it, and the classes it tells apart."""
+    table = table_of(pretrained.model.config).with_classifier(pretrained.classifier)
+    config, heads = dict(pretrained.raw_config), dict(pretrained.model.heads)
+    if pretrained.labels:
+        config |= {
+            "architectures": [table.classes[0]],
+            "problem_type": pretrained.problem_type,
+            "id2label": {str(i): label for i, label in enumerate(pretrained.labels)},
+            "label2id": {label: i for i, label in enumerate(pretrained.labels)},
+        }
+        if pretrained.classifier in (pretrained.model.config.own_classifier, *OF_TOKENS):
+            config.pop("ftjax_classifier", None)
+        else:
+            config["ftjax_classifier"] = pretrained.classifier  # no class of transformers has this head
+    elif heads["masked_lm"] or heads["causal_lm"]:
+        config["architectures"] = [table.classes[1]]
+    return config
+
+
+def save_tokenizer(pretrained: Pretrained, directory: Path) -> None:
+    """Copy the tokenizer's files, or write those of a GGUF file's."""
     if gguf.is_gguf(pretrained.directory):
         gguf.tokenizer(pretrained.directory).save_pretrained(directory)
     for name in TOKENIZER_FILES + OTHER_FILES:
         if (pretrained.directory / name).is_file():
             shutil.copyfile(pretrained.directory / name, directory / name)
-    partial = directory / ".config.json.partial"
-    partial.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, directory / "config.json")  # last: a directory with a config.json is complete
+
+
+def save_adapter(
+    pretrained: Pretrained, params: Params, trained: Collection[str], directory: str | Path, *, base: str | Path
+) -> None:
+    """Write low-rank matrices, and what trained besides, as an adapter that `peft` loads, and the tokenizer's files.
+
+    trained: names of the parameters that trained. base: the model that the run started from, a directory or a hub id.
+    Raises InputError where what trained does not go into an adapter.
+    """
+    changed = {*trained, *pretrained.adapted}
+    check_adapter(pretrained.model, changed)
+    config, before = trained_config(pretrained), read_config(pretrained.directory)[1]
+    changes = {"model_type": before.get("model_type")} | {n: v for n, v in config.items() if before.get(n) != v}
+    directory, base = Path(directory), Path(base).expanduser().resolve() if Path(base).expanduser().exists() else base
+    table = table_of(pretrained.model.config).with_classifier(pretrained.classifier)
+    write_adapter(pretrained.model, params, changed, table, directory, base=str(base), changes=changes)
+    save_tokenizer(pretrained, directory)

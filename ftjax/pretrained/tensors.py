@@ -182,10 +182,10 @@ class SafeTensors:
             yield where, block
 
 
-def write_tensors(tensors: dict[str, np.ndarray], directory: Path) -> None:
-    """Write model.safetensors atomically: a reader sees the old file or the new one, whole."""
+def write_tensors(tensors: dict[str, np.ndarray], directory: Path, name: str = SINGLE) -> None:
+    """Write a safetensors file atomically: a reader sees the old file or the new one, whole."""
     from safetensors.numpy import save_file
 
-    partial = directory / f".{SINGLE}.partial"
-    save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, partial, metadata={"format": "pt"})
-    os.replace(partial, directory / SINGLE)
+    partial = directory / f".{name}.partial"
+    save_file({key: np.ascontiguousarray(array) for key, array in tensors.items()}, partial, metadata={"format": "pt"})
+    os.replace(partial, directory / name)

@@ -65,6 +65,7 @@ def html(runs: Sequence[RunRecord]) -> str:
         ("Label by label", _labels(runs)),
         ("Calibration", _calibration(runs)),
         ("Most confident mistakes", _mistakes(runs)),
+        ("Worst predictions", _worst(runs)),
         ("Where time and memory went", join((_time(runs), _memory(runs)))),
         ("Settings", _settings(runs)),
         ("All results", _results(runs)),
@@ -302,6 +303,30 @@ def _mistakes(runs: Sequence[RunRecord]) -> Html:
     return join((tag("p", said, class_="quiet"), _table("Most confident mistakes", header, rows, text=(1, 2), wrap=True)))
 
 
+def _worst(runs: Sequence[RunRecord]) -> Html:
+    """Of tasks without classes: those rows of the best run whose predictions are furthest from what was given."""
+    order = sorted(range(len(runs)), key=lambda number: number != best(runs))
+    number = next((number for number in order if runs[number].predictions and not runs[number].task.row_classes), None)
+    if number is None:
+        return Html()
+    task = runs[number].task
+    known = [p for p in runs[number].predictions if p.get("label") is not None and p.get("prediction") is not None]
+    wrong = [(task.wrong(p["label"], p["prediction"]), p) for p in known]
+    worst = sorted((pair for pair in wrong if pair[0] > 0), key=lambda pair: -pair[0])[:MOST_MISTAKES]
+    if not worst:
+        return Html()
+    rows = [[tag("span", _cut(p), dir="auto"), task.say(p["label"]), task.say(p["prediction"])] for _, p in worst]
+    said = (
+        f"The {len(worst)} of {integer(len(known))} {_split(runs[number])} rows of {names(runs)[number]} that are furthest off."
+    )
+    return join(
+        (
+            tag("p", said, class_="quiet"),
+            _table("Worst predictions", ["text", "label", "prediction"], rows, text=(1, 2), wrap=True),
+        )
+    )
+
+
 def _time(runs: Sequence[RunRecord]) -> Html:
     spent = [
         {key: s for key, v in seconds.items() if (s := finite(v)) is not None}
@@ -352,8 +377,8 @@ def _memory(runs: Sequence[RunRecord]) -> Html:
 
 
 def _settings(runs: Sequence[RunRecord]) -> Html:
-    """Every key of config.json but the command, which has a section of its own. What is null was not set."""
-    keys = list(dict.fromkeys(key for run in runs for key in run.config if key != "command"))
+    """Every key of config.json but the command, which has a section of its own, and digests. What is null was not set."""
+    keys = list(dict.fromkeys(key for run in runs for key in run.config if key not in ("command", "files")))
     values = {key: [_say(run.config.get(key)) for run in runs] for key in keys}
     shared = [[key, said[0]] for key, said in values.items() if len(set(said)) == 1 and said[0]]
     differing = [[key, *(text or MISSING for text in said)] for key, said in values.items() if len(set(said)) > 1]

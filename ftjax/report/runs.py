@@ -111,7 +111,7 @@ def best(runs: Sequence[RunRecord]) -> int | None:
 def _read_object(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error}).") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: holds no JSON object; this is not a run of ftjax.")
@@ -131,7 +131,7 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             value = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             if number == len(lines):  # cut short by a kill
                 break
             raise InputError(f"{path}: line {number} is not JSON.") from None

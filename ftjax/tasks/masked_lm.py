@@ -11,6 +11,7 @@ import numpy as np
 
 from ftjax.data.files import Rows
 from ftjax.data.tokenize import Examples, encode
+from ftjax.errors import InputError
 from ftjax.models import Model, Params
 from ftjax.objective import Vocabulary, masked_lm
 from ftjax.objectives import Batch
@@ -50,6 +51,8 @@ class MaskedLanguageModel(TextTask):
     @classmethod
     def saved(cls, settings: Any, raw_config: dict[str, Any], labels: tuple[str, ...]) -> Self:
         noted = raw_config.get("ftjax_masking") or {}
+        if wrong := [name for name in MASKING if not isinstance(noted.get(name, 0), int | float)]:
+            raise InputError(f"config.json: {wrong[0]} of ftjax_masking is {noted[wrong[0]]!r}, not a number, true or false.")
         return dataclasses.replace(cls.of(settings), **{name: noted[name] for name in MASKING if name in noted})
 
     def notes(self) -> dict[str, Any]:

@@ -101,5 +101,14 @@ class MultiLabelClassification(Task):
             found.append({"text": text, "prediction": chosen, "scores": dict(zip(self.labels, sure, strict=True))})
         return found
 
+    @staticmethod
+    def wrong(label: list[str], prediction: list[str]) -> float:
+        """How many classes are in one and not in the other."""
+        return float(len(set(label) ^ set(prediction)))
+
+    @staticmethod
+    def say(value: list[str]) -> str:
+        return ", ".join(value) or "none"
+
 
 TASK = MultiLabelClassification

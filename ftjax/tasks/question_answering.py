@@ -282,6 +282,16 @@ class QuestionAnswering(Task):
             None if answers is None else [text for text, _ in answers] for answers in rows.labels or [None] * len(rows.texts)
         ]
 
+    @staticmethod
+    def wrong(label: list[str], prediction: str) -> float:
+        """1 less F1."""
+        return 1.0 - max(word_f1(prediction, text) for text in label or [""])
+
+    @staticmethod
+    def say(value: list[str] | str) -> str:
+        texts = [value] if isinstance(value, str) else value
+        return " / ".join(dict.fromkeys(filter(None, texts))) or "no answer"
+
 
 def tokens_of(answers: Answers, spans: np.ndarray) -> tuple[int, int]:
     """The first and the last token of the first answer, (0, 0) where it is not whole among them; see `Examples.spans`."""

@@ -100,5 +100,13 @@ class TextRegression(Task):
     def predictions(self, outputs: Outputs, rows: Rows, examples: Examples) -> list[dict[str, Any]]:
         return [{"text": text, "prediction": float(value[0])} for text, value in zip(rows.texts, outputs, strict=True)]
 
+    @staticmethod
+    def wrong(label: float, prediction: float) -> float:
+        return abs(label - prediction)
+
+    @staticmethod
+    def say(value: float) -> str:
+        return f"{value:.4g}"
+
 
 TASK = TextRegression

@@ -187,3 +187,13 @@ class Task:
         """The lines of predictions.jsonl: a prediction each, with the `label` that was given beside it."""
         lines = zip(self.predictions(outputs, rows, examples), self.given(rows), strict=True)
         return [{"text": line["text"], "label": label, **line} for line, label in lines]
+
+    @staticmethod
+    def wrong(label: Any, prediction: Any) -> float:
+        """How wrong a prediction is, 0: not at all. The report shows the worst ones."""
+        return float(label != prediction)
+
+    @staticmethod
+    def say(value: Any) -> str:
+        """A label or a prediction in words."""
+        return str(value)

@@ -217,6 +217,16 @@ class TokenClassification(Task):
         found = zip(map(sentence, rows.texts), rows.labels or [None] * len(rows.texts), strict=True)
         return [None if tags is None else shown(text, words, entities(tags)) for (text, words), tags in found]
 
+    @staticmethod
+    def wrong(label: list[dict[str, Any]], prediction: list[dict[str, Any]]) -> float:
+        """How many entities are in one and not in the other."""
+        these, those = ({(e["entity"], e["start"], e["end"]) for e in part} for part in (label, prediction))
+        return float(len(these ^ those))
+
+    @staticmethod
+    def say(value: list[dict[str, Any]]) -> str:
+        return ", ".join(f"{entity['text']} ({entity['entity']})" for entity in value) or "none"
+
 
 def entities(tags: Sequence[str]) -> list[tuple[str, int, int]]:
     """(type, number of the first word, of the last one) of every entity; of predictions, where an I- tag may begin one."""

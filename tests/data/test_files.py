@@ -247,6 +247,17 @@ def test_damaged_binary_files(tmp_path):
     refused(tmp_path, "flip.csv.gz", whole[:12] + b"\xff\xff\xff" + whole[15:], "cannot be read")
 
 
+def test_files_that_unpack_to_more_than_the_memory(tmp_path, monkeypatch):
+    """A few kilobytes can stand for gigabytes; nothing is read past the limit."""
+    names = [f"rows{suffix}" for suffix in (".txt.gz", ".csv.bz2", ".jsonl.xz")]
+    for name, packer in zip(names, (gzip, bz2, lzma), strict=True):
+        put(tmp_path, name, packer.compress(b'{"text": 1}\n' * 10**5))
+    parquet.write_table(pyarrow.table({"text": ["a"] * 10**5}), tmp_path / "rows.parquet")
+    monkeypatch.setattr("ftjax.data.tables.most_bytes", lambda: 10**5)
+    for name in (*names, "rows.parquet"):
+        message(lambda name=name: read_file(tmp_path / name), name, "unpacks to more than 0.0 GB")
+
+
 @pytest.mark.parametrize(
     ("name", "content"), [("a.csv", "txt,labels,b\na,1,2\n"), ("b.json", '[{"txt": 1, "labels": 1, "b": 2}]')]
 )

@@ -6,6 +6,7 @@ import sys
 import families
 import numpy as np
 import pytest
+from decoders import FAMILIES, write_decoder, write_keras_gpt2
 from safetensors.numpy import load_file
 
 from ftjax.errors import InputError
@@ -104,6 +105,15 @@ def test_kernels_by_head_are_read_as_one(tmp_path):
     assert all(np.array_equal(np.asarray(loaded.params[n]), np.asarray(v)) for n, v in plain.params.items())
 
 
+@pytest.mark.parametrize("heads", [{}, {"labels": ("no", "yes"), "causal_lm": False}])
+def test_a_gpt2_of_keras_loads_as_safetensors_do(heads, tmp_path):
+    write_keras_gpt2(tmp_path / "keras", **heads)
+    write_decoder(tmp_path / "plain", FAMILIES["gpt2"], **heads)
+    loaded, plain = (load_pretrained(tmp_path / name, causal_lm=not heads) for name in ("keras", "plain"))
+    assert loaded.new == loaded.carried == ()
+    assert all(np.array_equal(np.asarray(loaded.params[n]), np.asarray(v)) for n, v in plain.params.items())
+
+
 def test_names_of_published_files():
     for path, expected in (
         ("bert/tf_bert_model/bert/encoder/layer_._0/output/dense/kernel:0", "bert.encoder.layer.0.output.dense.weight"),
@@ -111,6 +121,8 @@ def test_names_of_published_files():
         ("bert/tf_bert_model/bert/embeddings/LayerNorm/beta:0", "bert.embeddings.LayerNorm.bias"),
         ("mlm___cls/tf_bert_for_pre_training/mlm___cls/predictions/bias:0", "cls.predictions.bias"),
         ("shared/shared/shared/weight:0", "shared.weight"),
+        ("transformer/tfgp_t2lm_head_model/transformer/h_._11/attn/c_attn/weight:0", "transformer.h.11.attn.c_attn.weight"),
+        ("transformer/tfgp_t2lm_head_model/transformer/wpe/embeddings:0", "transformer.wpe.weight"),
         ("encoder/tf_t5model/encoder/final_layer_norm/weight:0", "encoder.final_layer_norm.weight"),
         ("top", ""),
     ):

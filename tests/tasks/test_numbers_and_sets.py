@@ -17,6 +17,8 @@ from ftjax.objectives.multi_label import MultiLabel
 from ftjax.objectives.regression import Regression
 from ftjax.tasks import multi_label, regression
 
+logits_of = jax.jit(class_logits, static_argnums=0)
+
 
 def put(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -28,9 +30,9 @@ def test_the_squared_error_of_rows_that_have_a_number():
     batch = random_batch()
     batch["labels"] = np.linspace(-200, 200, 8, dtype=np.float32)
     batch["labels"][2] = np.nan
-    (total, weight), _ = Regression(model)(params, batch, None)
-    gradient = jax.grad(lambda p: Regression(model)(p, batch, None)[0][0])(params)
-    logits = np.asarray(class_logits(model, params, batch, None))[:, 0]
+    loss = Regression(model)
+    (total, weight), gradient = jax.jit(jax.value_and_grad(lambda p: loss(p, batch, None)[0], has_aux=True))(params)
+    logits = np.asarray(logits_of(model, params, batch, None))[:, 0]
     errors = np.delete((logits - batch["labels"]) ** 2, 2)
     assert (float(total), float(weight)) == (pytest.approx(errors.sum(), rel=1e-5), 7)
     assert all(np.isfinite(np.asarray(g)).all() for g in gradient.values())
@@ -40,14 +42,15 @@ def test_the_cross_entropy_of_each_class_by_itself():
     model, params = tiny_model()
     batch = random_batch()
     batch["labels"] = np.array([[1, 0], [0, 0], [1, 1], [-100, -100], [0, 1], [1, 0], [0, 0], [1, 1]], np.int32)
-    (total, weight), metrics = MultiLabel(model)(params, batch, None)
-    p = np.asarray(jax.nn.sigmoid(class_logits(model, params, batch, None)), np.float64)
+    loss = jax.jit(lambda p: MultiLabel(model)(p, batch, None))
+    (total, weight), metrics = loss(params)
+    p = np.asarray(jax.nn.sigmoid(logits_of(model, params, batch, None)), np.float64)
     y = np.delete(batch["labels"], 3, 0)
     p = np.delete(p, 3, 0)
     expected = -(y * np.log(p) + (1 - y) * np.log1p(-p)).mean(-1).sum()
     assert (float(total), float(weight)) == (pytest.approx(expected, rel=1e-5), 7)
     assert float(metrics["accuracy"][0]) == pytest.approx(((p > 0.5) == (y > 0)).mean(-1).sum())
-    huge = MultiLabel(model)(params | {"classifier.bias": jnp.asarray([1e4, -1e4])}, batch, None)[0][0]
+    huge = loss(params | {"classifier.bias": jnp.asarray([1e4, -1e4])})[0][0]
     assert np.isfinite(float(huge))
 
 

@@ -69,6 +69,16 @@ def train(capsys, task, model, directory, *more):
     return directory / "run", json.loads(out)
 
 
+def plain(prediction):
+    """A prediction without the digits that rounding may change."""
+    match prediction:
+        case float():
+            return pytest.approx(prediction, rel=1e-4)
+        case [{}, *_]:
+            return [{name: value for name, value in part.items() if name != "score"} for part in prediction]
+    return prediction
+
+
 @pytest.mark.parametrize("task", [name for name in TASKS if name != "classification"])
 def test_evaluate_and_predict_find_the_task_again_and_agree_with_the_run(task, tiny_bert, tmp_path, capsys):
     output, result = train(capsys, task, tiny_bert, tmp_path)
@@ -82,13 +92,12 @@ def test_evaluate_and_predict_find_the_task_again_and_agree_with_the_run(task, t
     lines = [json.loads(line) for line in run(capsys, "predict", *same).splitlines()]
     told = read_run(output).predictions
     assert [line["text"] for line in lines] == [line["text"] for line in told]
-    assert [line["prediction"] for line in lines] == pytest.approx([line["prediction"] for line in told], rel=1e-4) or (
-        task == "token-classification"
-    )
+    assert [plain(line["prediction"]) for line in lines] == [plain(line["prediction"]) for line in told]
     assert all(line["label"] is not None for line in told)
     assert measure([read_run(output)]) == ("test", next(iter(kind.metrics)))
     page = (output / "report.html").read_text(encoding="utf-8")
-    assert kind.metrics[next(iter(kind.metrics))].shown in page and "Confusion" not in page
+    assert kind.metrics[next(iter(kind.metrics))].shown in page
+    assert "Worst predictions" in page and "Confusion" not in page
 
 
 @pytest.mark.parametrize("task", [name for name in TASKS if name != "classification"])

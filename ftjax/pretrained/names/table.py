@@ -86,6 +86,12 @@ class NameTable:
         names = [theirs for _, theirs, _ in self.rules] + [pattern.replace("\\", "") for pattern in self.carried]
         return frozenset(n.removeprefix(self.prefix).split(".")[0] for n in names if n.startswith(self.prefix))
 
+    def knows(self, canonical: str) -> bool:
+        """Whether a model of the architecture may have a tensor of this name."""
+        return self.is_carried(canonical) or any(
+            re.fullmatch(_expression(t.partition("/")[0]), canonical) for _, t, _ in self.rules
+        )
+
     def is_carried(self, canonical: str) -> bool:
         """Whether a tensor may be there without a place in the model, and is kept for export instead."""
         return canonical in dict(self.copies) or any(re.fullmatch(pattern, canonical) for pattern in self.carried)
