@@ -10,6 +10,7 @@ import jax
 from ftjax import rundir
 from ftjax.config import CompareConfig, TrainConfig
 from ftjax.loop import Programs, fit, score_test_rows
+from ftjax.processes import is_first
 from ftjax.report import RunRecord, read_run, table, write_report
 from ftjax.report.runs import best
 from ftjax.report.seeds import best_setting, difference, settings, settings_table
@@ -34,7 +35,8 @@ def compare(config: CompareConfig, terminal: Terminal) -> list[dict[str, Any]] |
         jax.clear_caches()
     found = sweep(config, runs, terminal) if config.is_sweep else results
     records = [read_run(run.output) for run in runs]
-    write_report([run.output for run in runs], config.output / "report.html")
+    if is_first():
+        write_report([run.output for run in runs], config.output / "report.html")
     if not config.is_sweep:
         terminal.console.print(table(records))
     terminal.say(f"Report: {config.output / 'report.html'}")
@@ -78,5 +80,6 @@ def sweep(config: CompareConfig, runs: list[TrainConfig], terminal: Terminal) ->
                 tested.append(read_run(run.output))
         said["best"]["test"] = settings(tested, split="test")[0].to_dict()["scores"]
         terminal.say(f"The test rows, scored with this setting alone: {settings(tested, split='test')[0].score}.")
-    rundir.write_json(config.output / "sweep.json", said)
+    if is_first():
+        rundir.write_json(config.output / "sweep.json", said)
     return said

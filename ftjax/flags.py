@@ -253,6 +253,10 @@ def prepared(name: str, command: type, arguments: Sequence[str]) -> list[str]:
             given = _settings(Path(path), name, command) | given
         else:
             given[flag.name] = values
+    if rest and not any(flag.positional for flag in flags.values()):
+        raise InputError(
+            f"ftjax {name} has no place for {rest[0]!r}; what is before it takes one value. See ftjax {name} --help."
+        )
     absent = [f for f in flags.values() if f.default is dataclasses.MISSING and not f.positional and f.name not in given]
     if absent:
         raise InputError(f"ftjax {name} needs {' and '.join(flag.spelled for flag in absent)}.")

@@ -21,9 +21,11 @@ from ftjax.trackers import Trackers
 
 FREE = (
     *("output", "resume", "json", "log_every", "save_every", "write_timeout", "tracker", "tracker_project"),
+    *("mesh", "sharding", "parallel", "remat", "coordinator_address", "process_count", "process_index", "process_timeout"),
     *("prefix_cache", "prefix_cache_memory_gb", "prefix_cache_disk_gb", "prefix_cache_dir"),
 )
-"""Settings that may differ between a run and its resumption: they do not change the result."""
+"""Settings that may differ between a run and its resumption: they do not change the result,
+but for the last digits of sums that are taken in another order."""
 LOCK = ".lock"
 
 
@@ -143,12 +145,15 @@ def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
 class MetricsLog:
     """metrics.jsonl and the same numbers as TensorBoard events. Opening drops what lies after `step`.
 
-    trackers: those that get the same numbers, under TensorBoard's names.
+    writes: whether this process is the one that does. trackers: those that get the same numbers, under TensorBoard's names.
     """
 
     trackers: Trackers | None = None
 
-    def __init__(self, directory: Path, step: int) -> None:
+    def __init__(self, directory: Path, step: int, *, writes: bool = True) -> None:
+        self._events: Any = None
+        if not writes:
+            return
         from tensorboardX import SummaryWriter
 
         self.path = directory / "metrics.jsonl"
@@ -162,6 +167,8 @@ class MetricsLog:
 
     def write(self, kind: str, step: int, values: dict[str, float]) -> None:
         """One line, on disk at once."""
+        if self._events is None:
+            return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(finite({"kind": kind, "step": step, **values}), allow_nan=False) + "\n")
         named = {f"{kind}/{name}": value for name, value in values.items() if math.isfinite(value)}
@@ -172,7 +179,8 @@ class MetricsLog:
 
     def close(self) -> None:
         """Flush the events."""
-        self._events.close()
+        if self._events is not None:
+            self._events.close()
         if self.trackers is not None:
             self.trackers.close()
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
+import jax
 import optax
 
 from ftjax.config import Parameters, TrainConfig
 from ftjax.errors import InputError, did_you_mean
 from ftjax.models import LORA, Lora, Model, with_lora
 from ftjax.objectives import Objective
-from ftjax.optimizer import scheduled_adamw
+from ftjax.optimizer import scheduled
 from ftjax.partition import Labels, Treatments, count, labels_of, lora_part, split, treat, without_lora
 from ftjax.pretrained.load import Pretrained, add_lora, in_4bit, merge
 from ftjax.step import kept_in
@@ -69,8 +70,10 @@ def stages_of(
         model = pretrained.model if config.frozen_dropout else pretrained.model.freeze(known)
         model = dataclasses.replace(model, remat=config.remat)
         terms = objective(model)
-        optimizer = scheduled_adamw(
+        optimizer = scheduled(
             tuple(known.items()),
+            optimizer=config.optimizer,
+            moment_dtype=config.moment_dtype,
             steps=config.epochs * steps_per_epoch,
             warmup_steps=config.warmup_steps,
             schedule=config.schedule,
@@ -97,7 +100,7 @@ def adapt(pretrained: Pretrained, specs: Sequence[str], config: TrainConfig | Pa
         raise InputError(f"{flag}: needs low-rank matrices; train some with --train-parameters lora:R.")
     names, layers = list(pretrained.model.shapes), pretrained.model.config.num_hidden_layers
     trained = set().union(*(without_lora(spec, names, layers=layers) for spec in specs))
-    dense = [name for name in names if re.match(r"(encoder|decoder)\.layers\.", name) and name.endswith(".kernel")]
+    dense = layer_kernels(names)
     if pretrained.model.lora is not None:
         pretrained = (
             _go_on(pretrained, trained, config) if ranks == {pretrained.model.lora.rank} else _merged(pretrained, ranks)
@@ -123,6 +126,11 @@ def adapt(pretrained: Pretrained, specs: Sequence[str], config: TrainConfig | Pa
         raise InputError(f"--lora-targets {config.lora_targets}: {why}.{'' if matched else near}")
     lora = Lora(ranks.pop(), config.lora_alpha, modules, config.lora_dropout, config.dora)
     return add_lora(pretrained, lora, seed=seed)
+
+
+def layer_kernels(names: Iterable[str]) -> list[str]:
+    """Of names of parameters those of kernels within layers."""
+    return [name for name in names if re.match(r"(encoder|decoder)\.layers\.", name) and name.endswith(".kernel")]
 
 
 def _go_on(pretrained: Pretrained, trained: Collection[str], config: TrainConfig | Parameters) -> Pretrained:
@@ -166,16 +174,22 @@ class Memory:
         return (
             f"{self.trained:,} parameters, {self.frozen:,} frozen ({spec}). The state takes "
             f"{gigabytes(self.parameters_bytes + self.moments_bytes)}: {gigabytes(self.parameters_bytes)} parameters, "
-            f"{gigabytes(self.moments_bytes)} AdamW moments; gradients {gigabytes(self.gradients_bytes)} more."
+            f"{gigabytes(self.moments_bytes)} moments; gradients {gigabytes(self.gradients_bytes)} more."
         )
 
 
-def memory(model: Model, labels: Labels) -> Memory:
-    """The memory of a state: what trains in float32 with a gradient and two moments, frozen matrices as they are kept."""
+def memory(model: Model, labels: Labels, optimizer: optax.GradientTransformation | None = None) -> Memory:
+    """The memory of a state: what trains in float32 with a gradient and moments, frozen matrices as they are kept.
+
+    optimizer: None is AdamW, with two moments in float32.
+    """
     trainable, frozen = split(model.shapes, labels)
     kept = sum(value.size * kept_in(value, dict(model.heads)["precision"]).itemsize for value in frozen.values())
     trained = count(trainable)
-    return Memory(trained, count(frozen), 4 * trained + kept, 4 * trained, 8 * trained)
+    moments = 8 * trained
+    if optimizer is not None:
+        moments = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(optimizer.init, trainable)))
+    return Memory(trained, count(frozen), 4 * trained + kept, 4 * trained, moments)
 
 
 def gigabytes(number: int) -> str:

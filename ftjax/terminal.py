@@ -17,10 +17,13 @@ from ftjax.tasks import TASKS
 
 
 class Terminal:
-    """Lines and one live panel: a bar, below it how things stand. Where stderr is no terminal, a plain line now and then."""
+    """Lines and one live panel: a bar, below it how things stand. Where stderr is no terminal, a plain line now and then.
 
-    def __init__(self, *, every_seconds: float = 20.0) -> None:
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+    quiet: nothing at all, as in all processes of a run but the first.
+    """
+
+    def __init__(self, *, every_seconds: float = 20.0, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
         self.every_seconds = every_seconds
         self._bar: Progress | None = None
         self._live: Live | None = None

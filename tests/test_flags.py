@@ -76,6 +76,7 @@ def test_flags_of_train_all_have_a_place():
         (["train", "--model", "m", "--output", "o", "--epochs", "three"], "--epochs three: must be a whole number"),
         (["train", "--model", "m", "--output", "o", "--dropout", "x"], "--dropout x: must be a number"),
         (["train", "--model", "--output", "o"], "--model: needs a value"),
+        (["train", "--model", "m", "n", "--output", "o"], "no place for 'n'"),
         (["compare", "--model", "m", "--output", "o", "--methods", "full,partail"], "Did you mean 'partial'?"),
         (["train", "--model", "m", "--output", "o", "--tracker", "wnadb"], "Did you mean 'wandb'?"),
         (["train", "--config", "nowhere.yaml"], "--config nowhere.yaml: cannot be read"),

@@ -44,6 +44,7 @@ def test_every_command_shown_is_one_that_ftjax_takes(page):
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.startswith("ftjax ")]
     for line in lines:
         _, name, *words = [word for word in shlex.split(line.replace("[", "").replace("]", ""), comments=True) if word != "..."]
+        words = [w for before, w in zip(["", *words], words, strict=False) if w[0] != "$" or before[:2] == "--"]  # $FLAGS
         for flag in flags_of(COMMANDS[name]).values():  # `...` stands for what was said before
             if flag.default is dataclasses.MISSING and not flag.positional and flag.spelled not in words:
                 words += [flag.spelled, "x"]
