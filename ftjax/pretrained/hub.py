@@ -74,3 +74,36 @@ def model_directory(name_or_directory: str | Path) -> Path:
     if not any((directory / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise InputError(f"{text}: the hub's repository has no config.json; it is not a model for transformers.")
     return directory
+
+
+def check_push(repository: str) -> None:
+    """InputError unless `repository` is a name that the hub takes and somebody is logged in."""
+    import huggingface_hub
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repository)
+    except HFValidationError:
+        raise InputError(f"--push-to-hub {repository}: no name of a repository; give OWNER/NAME or NAME.") from None
+    if huggingface_hub.get_token() is None:
+        raise InputError("--push-to-hub: nobody is logged in to the hub; run hf auth login, or set HF_TOKEN.")
+
+
+def push(directory: Path, repository: str, *, private: bool) -> str:
+    """Upload a model directory to a repository of the hub, which is made if need be; its address.
+
+    The token is the one of `hf auth login` or HF_TOKEN. Raises InputError where the hub refuses or cannot be reached.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import HTTPError  # of the library's own HTTP client, whichever that is
+
+    try:
+        made = huggingface_hub.create_repo(repository, private=private, exist_ok=True)
+        huggingface_hub.upload_folder(repo_id=made.repo_id, folder_path=directory, commit_message="Model trained with ftjax")
+    except (HTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"--push-to-hub {repository}: the hub did not take it ({reason}); the model is in {directory}."
+        ) from None
+    return str(made.url)
