@@ -225,9 +225,8 @@ class TrainConfig:
     max_gradient_norm: float = 1.0
     """Gradients are scaled down to this global norm; 0 turns that off."""
     metric: str | None = None
-    """Chooses the best epoch: loss, or one of classification: accuracy, macro_f1, matthews; multi-label: micro_f1, macro_f1;
-    regression: mse, pearson, spearman; token-classification: f1, precision, recall, accuracy; question-answering: f1,
-    exact_match. Default: the first of these, or loss where there are no labels."""
+    """Chooses the best epoch: loss or another of the task's scores, as result.json names them, such as accuracy or f1. Default:
+    the one that README lists first, or loss where there are no labels."""
     early_stopping: int | None = None
     """Stop after this many evaluations without a better --metric."""
     buckets: int | None = None

@@ -7,11 +7,11 @@ from typing import Any
 
 from ftjax.config import Parameters
 from ftjax.optimizer import decay_labels
-from ftjax.partition import Treatment, labels_of, lora_part, treat
+from ftjax.partition import Treatment, labels_of, lora_part, treat, without_lora
 from ftjax.pretrained.adapter import locate
 from ftjax.pretrained.hub import model_directory
 from ftjax.pretrained.load import Pretrained, load_pretrained, read_config, saved_labels
-from ftjax.stages import adapt, memory, new_heads
+from ftjax.stages import adapt, layer_kernels, memory, new_heads
 
 COMPARED = ("all", "last:2,head", "last:1,head", "lora:8,head", "bias,head", "head")
 """The choices whose memory stands beside that of the one asked for."""
@@ -65,7 +65,8 @@ def state_memory(config: Parameters, pretrained: Pretrained, spec: str) -> dict[
     """
     if lora_part(spec) is None:
         config = dataclasses.replace(config, dora=False, lora_dropout=0.0)
-    if spec == "all":
+    names, layers = pretrained.model.shapes, pretrained.model.config.num_hidden_layers
+    if {*layer_kernels(names)} <= without_lora(spec, names, layers=layers):
         config = dataclasses.replace(config, base_bits=None)
     chosen, treatments = choose(config, pretrained, spec)
     found = memory(chosen.model, labels_of(treatments))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import jax
 import optax
@@ -96,7 +96,7 @@ def adapt(pretrained: Pretrained, specs: Sequence[str], config: TrainConfig | Pa
         raise InputError(f"{flag}: needs low-rank matrices; train some with --train-parameters lora:R.")
     names, layers = list(pretrained.model.shapes), pretrained.model.config.num_hidden_layers
     trained = set().union(*(without_lora(spec, names, layers=layers) for spec in specs))
-    dense = [name for name in names if re.match(r"(encoder|decoder)\.layers\.", name) and name.endswith(".kernel")]
+    dense = layer_kernels(names)
     if pretrained.model.lora is not None:
         pretrained = (
             _go_on(pretrained, trained, config) if ranks == {pretrained.model.lora.rank} else _merged(pretrained, ranks)
@@ -122,6 +122,11 @@ def adapt(pretrained: Pretrained, specs: Sequence[str], config: TrainConfig | Pa
         raise InputError(f"--lora-targets {config.lora_targets}: {why}.{'' if matched else near}")
     lora = Lora(ranks.pop(), config.lora_alpha, modules, config.lora_dropout, config.dora)
     return add_lora(pretrained, lora, seed=seed)
+
+
+def layer_kernels(names: Iterable[str]) -> list[str]:
+    """Of names of parameters those of kernels within layers."""
+    return [name for name in names if re.match(r"(encoder|decoder)\.layers\.", name) and name.endswith(".kernel")]
 
 
 def _go_on(pretrained: Pretrained, trained: Collection[str], config: TrainConfig | Parameters) -> Pretrained:

@@ -211,6 +211,15 @@ def test_an_adapter_comes_out_of_training_and_goes_back_in(trained, few_reviews,
     _, out, _ = command(capsys, "evaluate", "--model", tmp_path / "whole", "--file", few_reviews["eval"], "--json")
     assert json.loads(out)["loss"] == pytest.approx(result["eval"]["loss"], rel=1e-4)
 
+    arguments = ("export", "--checkpoint", run, "--output", tmp_path / "served", "--export-format", "stablehlo")
+    assert command(capsys, *arguments)[0] == 0
+    whole, batch = load_pretrained(tmp_path / "whole"), random_batch()
+    program = jax.export.deserialize(bytearray((tmp_path / "served" / "program.stablehlo").read_bytes()))
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+    logits = program.call(dict(np.load(tmp_path / "served" / "params.npz")), inputs)
+    expected = jax.jit(class_logits, static_argnums=0)(whole.model, whole.params, batch, None)
+    np.testing.assert_allclose(np.asarray(logits), np.asarray(expected), atol=1e-5)
+
     arguments = ("export", "--model", base, "--adapter", run / "model", "--output", tmp_path / "merged")
     assert command(capsys, *arguments)[0] == 0
     merged, adapted = load_pretrained(tmp_path / "merged"), merge(load_pretrained(run / "model"))
@@ -236,6 +245,36 @@ def test_an_adapter_trains_further_or_is_merged(trained, few_reviews, tmp_path, 
     whole, merged = load_pretrained(tmp_path / "head" / "model").params, merge(load_pretrained(run / "model")).params
     changed = {name for name, value in merged.items() if not np.array_equal(np.asarray(whole[name]), np.asarray(value))}
     assert changed == {n for n in whole if n.startswith(("classifier.", "pooler."))}
+
+
+@pytest.mark.parametrize(("kind", "task"), [("every-token", "TOKEN_CLS"), ("span", "QUESTION_ANS"), ("mean", "SEQ_CLS")])
+def test_other_heads_go_into_an_adapter_and_come_out(kind, task, tiny_bert, tmp_path):
+    labels = ("start", "end") if kind == "span" else ("x", "y", "z")
+    made = add_lora(load_pretrained(tiny_bert, labels=labels, classifier=kind), Lora(2, 4.0, QUERIES))
+    params = {n: v + 0.5 if n.endswith("lora_b") else v for n, v in made.params.items()}
+    save_adapter(made, params, ["classifier.kernel", "classifier.bias"], tmp_path / "adapter", base=tiny_bert)
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (config["task_type"], config["modules_to_save"]) == (task, ["qa_outputs" if kind == "span" else "classifier"])
+    again = load_pretrained(tmp_path / "adapter")
+    assert (again.classifier, again.labels) == (kind, ("LABEL_0", "LABEL_1") if kind == "span" else labels)
+    assert all(np.array_equal(np.asarray(again.params[n]), np.asarray(v)) for n, v in params.items())
+    if kind != "mean":  # which transformers, and so PEFT, does not know
+        (tmp_path / "adapter" / "config_changes.json").unlink()
+        again = load_pretrained(tmp_path / "adapter")
+        assert (again.classifier, again.labels[0]) == (kind, "LABEL_0")
+
+
+def test_what_4_bits_save_is_shown(tiny_bert, capsys):
+    found = {}
+    for bits in ((), ("--base-bits", "4")):
+        arguments = ("parameters", "--model", tiny_bert, "--train-parameters", "lora:2", "--dora", *bits, "--json")
+        status, out, err = command(capsys, *arguments)
+        assert status == 0, err
+        found[bits] = json.loads(out)["memory"][0]
+    plain, small = found.values()
+    assert plain["frozen_parameters"] == small["frozen_parameters"]
+    numbers, blocks = 2 * (4 * 16 * 16 + 2 * 16 * 32), 2 * (4 * 16 + 32 + 16)  # of 16 numbers, and of 32 in mlp.down
+    assert plain["parameters_bytes"] - small["parameters_bytes"] == 4 * numbers - numbers // 2 - 4 * blocks
 
 
 def test_a_decoder_continues_text_with_an_adapter(tmp_path, capsys):

@@ -20,7 +20,7 @@ from ftjax.pretrained import load_pretrained
 from ftjax.pretrained.program import save_stablehlo
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "export.md"
-SHAPES = ((2, 7), (5, 17))
+LOGITS = jax.jit(class_logits, static_argnums=0)
 
 
 def snippet(kind):
@@ -66,7 +66,7 @@ def test_a_classifiers_program_runs_on_jax_alone(tmp_path, capsys):
     loaded, batches = load_pretrained(tmp_path / "model"), encoder_batches(0)
     found = served(snippet("jax"), tmp_path, batches)
     for logits, batch in zip(found, batches, strict=True):
-        expected = np.asarray(class_logits(loaded.model, loaded.params, batch, None))
+        expected = np.asarray(LOGITS(loaded.model, loaded.params, batch, None))
         assert np.abs(logits - expected).max() <= 1e-5
     assert command(capsys, *arguments)[0] == 2  # not empty
 
@@ -88,12 +88,12 @@ def test_programs_of_other_families_take_rows_of_any_number_and_length(name, tmp
     for batch in batches:
         types = {"token_type_ids": np.zeros_like(batch["input_ids"])}
         if loaded.labels:
-            expected = np.asarray(class_logits(loaded.model, loaded.params, batch | types, None))
+            expected = np.asarray(LOGITS(loaded.model, loaded.params, batch | types, None))
         else:
             expected = decoder_logits(loaded.model, loaded.params, batch | types)
         assert np.abs(np.asarray(program.call(params, batch)) - expected).max() <= 1e-5
     longest = loaded.model.config.max_length
-    with pytest.raises(ValueError, match="length <= "):
+    with pytest.raises(ValueError):
         program.call(params, {n: np.ones((1, longest + 1), np.int32) for n in batches[0]})
 
 
@@ -122,7 +122,7 @@ def test_a_savedmodel_gives_equal_logits(name, tmp_path):
     if name == "bert":
         families.write_golden(tmp_path / "model", f"bert {families.HEADS[0]}")
         loaded, batches = load_pretrained(tmp_path / "model"), encoder_batches(0)
-        expected = [np.asarray(class_logits(loaded.model, loaded.params, batch, None)) for batch in batches]
+        expected = [np.asarray(LOGITS(loaded.model, loaded.params, batch, None)) for batch in batches]
     else:
         write_decoder(tmp_path / "model", FAMILIES[name])
         loaded = load_pretrained(tmp_path / "model", causal_lm=True)

@@ -43,12 +43,13 @@ def bare_run(
         raise InputError(
             f"--max-length {config.max_length} is longer than the model's {model_config.max_position_embeddings} positions."
         )
-    labels = saved_labels(read_config(source)[1]) or unnamed(config.num_labels)
+    task = task_class(config.task).of(config)
+    labels = unnamed(task.num_labels or 0) or saved_labels(read_config(source)[1]) or unnamed(config.num_labels)
     if config.dropout is not None:
         model_config = model_config.with_dropout(config.dropout)
     continuations = b"\0\1".ljust(model_config.vocab_size, b"\0")  # some piece goes on with a word
     vocabulary = Vocabulary(0, min(MASK_TOKEN_ID, model_config.vocab_size - 1), SPECIAL_IDS, continuations)
-    task = dataclasses.replace(task_class(config.task).of(config), labels=labels).with_vocabulary(vocabulary)
+    task = dataclasses.replace(task, labels=labels).with_vocabulary(vocabulary)
     refuse_seq2seq(model_config, config.model)
     if task.head is None:
         raise InputError(f"--task {config.task}: its step has no plan and no benchmark yet.")

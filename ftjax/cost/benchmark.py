@@ -211,7 +211,9 @@ class TorchStep:
         config, stage = run.config, run.stages[0]
         assert isinstance(config, BenchmarkConfig)
         if [term.name for term in stage.objective] != ["classification"] or stage.model.lora is not None:
-            raise InputError("--against torch: only --method full and partial without lora have a counterpart in PyTorch.")
+            raise InputError(
+                "--against torch: of classification only --method full and partial without lora have a counterpart in PyTorch."
+            )
         source, model_config = shape_of(config)
         if model_config.model_type != "bert":
             raise InputError(

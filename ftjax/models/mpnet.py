@@ -61,5 +61,5 @@ class MPNetEncoder(PostNormEncoder):
         mask = batch["attention_mask"]
         buckets = relative_buckets(mask.shape[1], mask.shape[1], buckets=BUCKETS, max_distance=MAX_DISTANCE)
         relative = self.embeddings.relative_attention_bias(buckets).transpose(2, 0, 1)[None]
-        shape = (len(mask), *relative.shape[1:])
+        shape = (mask.shape[0], *relative.shape[1:])
         return jnp.broadcast_to(attention_bias(mask), shape) + jnp.broadcast_to(relative, shape)

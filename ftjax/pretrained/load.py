@@ -86,11 +86,7 @@ def read_config(directory: Path | str, adapter: Path | None = None) -> tuple[Con
     else:
         source = directory if gguf.is_gguf(directory) else directory / "config.json"
         raw = gguf.raw_config(source) if gguf.is_gguf(source) else read_json(source)
-    for name, kind in NOTES.items():
-        if not isinstance(value := raw.get(name), kind | None):
-            raise InputError(f"{source}: {name} is {value!r}, which is no {kind.__name__}.")
-    if not all(isinstance(name, str) for name in raw.get("architectures") or ()):
-        raise InputError(f"{source}: architectures is {raw['architectures']!r}, not a list of names.")
+    _check_notes(raw, source)
     model_type = raw.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIGS:
         near = did_you_mean(str(model_type), CONFIGS)
@@ -98,7 +94,19 @@ def read_config(directory: Path | str, adapter: Path | None = None) -> tuple[Con
             f"{directory}: architecture {model_type!r} is not supported; supported are: {', '.join(CONFIGS)}.{near}"
         )
     config = CONFIGS[model_type].from_dict(raw, str(source))
-    return config, raw if adapter is None else read_adapter(adapter).config_after(raw), table_of(config)
+    if adapter is not None:
+        raw = read_adapter(adapter).config_after(raw)
+        _check_notes(raw, adapter)
+    return config, raw, table_of(config)
+
+
+def _check_notes(raw: dict[str, Any], source: Path) -> None:
+    """InputError for a config.json whose words on its task are of another type than they must be."""
+    for name, kind in NOTES.items():
+        if not isinstance(value := raw.get(name), kind | None):
+            raise InputError(f"{source}: {name} is {value!r}, which is no {kind.__name__}.")
+    if not all(isinstance(name, str) for name in raw.get("architectures") or ()):
+        raise InputError(f"{source}: architectures is {raw['architectures']!r}, not a list of names.")
 
 
 def refuse_seq2seq(config: Config, source: str) -> None:
