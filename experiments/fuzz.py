@@ -139,7 +139,7 @@ class Reader:
 
 def header_mutated(content: bytes, rng: random.Random) -> bytes:
     """A safetensors file with its JSON header changed and the length before it right, or changed as any other file."""
-    if rng.random() < 0.5:
+    if rng.random() < 0.5 or content.startswith(b"{"):
         return mutate(content, rng)
     (size,) = struct.unpack("<Q", content[:8])
     header = mutate(content[8 : 8 + size], rng)
@@ -204,6 +204,21 @@ def weights() -> dict[str, np.ndarray]:
         value = rng.standard_normal(shape.shape).astype(np.float32)
         found[theirs] = np.ascontiguousarray(value.T if transposed else value)
     return found
+
+
+def adapter_files() -> dict[str, bytes]:
+    """An adapter in PEFT's format for the BERT above."""
+    from safetensors.numpy import save
+
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "base_model_name_or_path": "base", "task_type": "SEQ_CLS"}
+    config |= {"alpha_pattern": {"query": 8}, "lora_dropout": 0.1, "target_modules": ["query"], "use_dora": False}
+    name = "base_model.model.bert.encoder.layer.0.attention.self.query.lora_{}.weight"
+    matrices = {name.format("A"): np.ones((2, 16), np.float32), name.format("B"): np.ones((16, 2), np.float32)}
+    return {
+        "adapter_config.json": json.dumps(config).encode(),
+        "adapter_model.safetensors": save(matrices),
+        "config_changes.json": json.dumps({"id2label": {"0": "a", "1": "b"}, "problem_type": None}).encode(),
+    }
 
 
 def tokenizer_json() -> bytes:
@@ -382,6 +397,13 @@ def read_model(directory: Path) -> None:
     load_pretrained(directory)
 
 
+def read_adapter(directory: Path) -> None:
+    """A model with an adapter."""
+    from ftjax.pretrained import load_pretrained
+
+    load_pretrained(directory / "base", adapter=directory)
+
+
 def read_rules(directory: Path) -> None:
     """A table of rules, applied to names."""
     from ftjax.partition import treat
@@ -556,6 +578,13 @@ def readers() -> dict[str, Reader]:
         "h5": Reader({"tf_model.h5": written(h5_file)}, ("tf_model.h5",), read_weights, share=2.0),
         "tokenizer": Reader({**words, "config.json": bert}, ("tokenizer.json", *words), read_tokenizer),
         "model": Reader({"config.json": bert, single: save(tensors)}, ("config.json", single), read_model, header_mutated, 0.1),
+        "adapter": Reader(
+            {"base/config.json": bert, "base/model.safetensors": save(tensors), **adapter_files()},
+            ("adapter_config.json", "adapter_config.json", "adapter_model.safetensors", "config_changes.json"),
+            read_adapter,
+            header_mutated,
+            0.2,
+        ),
         "rules": Reader({"rules.txt": RULES.encode()}, ("rules.txt",), read_rules),
         "run": Reader(run, tuple(run), read_saved_run, line_mutated, 0.1),
         "prefix": Reader({"rows.npy": written(npy_file)}, ("rows.npy",), read_prefix),
@@ -587,6 +616,7 @@ def once(reader: Reader, seed: int, directory: Path) -> None:
     rng = random.Random(seed)
     chosen = rng.choice(reader.changed)
     for name, content in reader.files.items():
+        (directory / name).parent.mkdir(exist_ok=True)
         if name == chosen or not (directory / name).exists():
             (directory / name).write_bytes(reader.mutate(content, rng) if name == chosen else content)
     try:

@@ -40,21 +40,21 @@ def main() -> None:
     options = parser.parse_args()
     settle_environment(options.topology[0])
     from ftjax.cost.plan import COST_MODEL, examine
-    from ftjax.cost.topology import mesh_of
+    from ftjax.cost.topology import devices_of
 
     print(f"{options.model}, {COST_MODEL}:\n")
     print(f"| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}", flush=True)
     for topology in options.topology:
-        mesh, chip = mesh_of(topology)
+        devices, chip = devices_of(topology)
         for parts in (1, 4):
             config = PlanConfig(
                 model=options.model,
                 topology=topology,
                 precision="bfloat16",
-                batch_size=ROWS * parts * mesh.size,
+                batch_size=ROWS * parts * len(devices),
                 gradient_accumulation=parts,
             )
-            print(f"| {' | '.join(cells(examine(config, mesh, chip, print)))} |", flush=True)
+            print(f"| {' | '.join(cells(examine(config, devices, chip, print)))} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -190,12 +190,15 @@ def run(command: Any) -> None:
     """Do what a parsed command says; raises InputError for a mistake in what the user gave, `Stopped` after a signal."""
     match command:
         case CompareConfig():
+            from ftjax.processes import is_first, join
+
+            join(command)
             from ftjax.compare import compare
             from ftjax.terminal import Terminal
 
-            with Terminal() as terminal:
+            with Terminal(quiet=not is_first()) as terminal:
                 results = compare(command, terminal)
-            if command.json:
+            if command.json and is_first():
                 print_json(results)
         case PlanConfig():
             from ftjax.cost.topology import settle_environment
@@ -219,12 +222,15 @@ def run(command: Any) -> None:
             else:
                 show_benchmark(found)
         case TrainConfig():
+            from ftjax.processes import is_first, join
+
+            join(command)  # before anything asks JAX for a device
             from ftjax.loop import fit
             from ftjax.terminal import Terminal
 
-            with Terminal() as terminal:
+            with Terminal(quiet=not is_first()) as terminal:
                 result = fit(command, terminal)
-            if command.json:
+            if command.json and is_first():
                 print_json(result)
         case Evaluate():
             model = predictor(command)

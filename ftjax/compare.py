@@ -9,6 +9,7 @@ import jax
 
 from ftjax.config import CompareConfig
 from ftjax.loop import fit
+from ftjax.processes import is_first
 from ftjax.report import read_run, table, write_report
 from ftjax.terminal import Terminal
 
@@ -23,7 +24,8 @@ def compare(config: CompareConfig, terminal: Terminal) -> list[dict[str, Any]]:
         jax.clear_caches()  # so that the next method's peak memory is its own
         gc.collect()
     directories = [config.output / method for method in config.methods]
-    write_report(directories, config.output / "report.html")
+    if is_first():
+        write_report(directories, config.output / "report.html")
     terminal.console.print(table([read_run(directory) for directory in directories]))
     terminal.say(f"Report: {config.output / 'report.html'}")
     return results

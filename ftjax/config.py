@@ -70,7 +70,7 @@ class TrainConfig:
     batch_size: int = 32
     """Global batch size: rows of one update, over all devices and microbatches."""
     learning_rate: float = 5e-5
-    """Peak learning rate of AdamW. 5e-5 suits full fine-tuning; a head alone wants about 1e-3."""
+    """Peak learning rate. 5e-5 suits full fine-tuning; a head alone wants about 1e-3."""
     max_length: int = 128
     """Longest row in tokens; longer ones are cut and counted."""
     seed: int = 0
@@ -192,10 +192,30 @@ class TrainConfig:
     """Directory of the prefix cache's files, which are then left there for other runs. Default: in --output, removed."""
     gradient_accumulation: int = 1
     """Microbatches a batch is cut into, one after the other, to save memory; the update stays that of the whole batch."""
-    remat: bool = False
-    """Compute what is inside a layer again in the backward pass instead of keeping it: less memory, more time."""
+    remat: Literal["none", "dots", "full"] = "none"
+    """What the backward pass computes again instead of keeping it, which takes less memory and more time: nothing; all
+    inside a layer but the outputs of its dense layers (dots); or all inside a layer (full)."""
+    mesh: str = "auto"
+    """How devices share the work: data=8, data=2,fsdp=4 or fsdp=4,tensor=2. data and fsdp split the batch; over fsdp all
+    parameters are in parts too, gathered layer by layer; tensor splits heads and features within layers. auto: all devices
+    along data, or along fsdp where the model is too large for that."""
     sharding: Literal["zero1", "replicated"] = "zero1"
-    """With several devices: zero1 (each keeps and updates a part of what trains) or replicated (each keeps all of it)."""
+    """Over the data axis, without fsdp: zero1 (each device keeps and updates a part of what trains) or replicated (all)."""
+    parallel: Literal["jit", "pmap"] = "jit"
+    """What compiles the step for several devices; pmap keeps everything whole on each of them."""
+    coordinator_address: str | None = None
+    """HOST:PORT of process 0, where several processes share a run and JAX cannot find that out by itself, as it can on Cloud
+    TPU VMs, in SLURM steps and on GKE. --output must then be a directory that all of them see."""
+    process_count: int | None = None
+    """How many processes share the run, with --coordinator-address."""
+    process_index: int | None = None
+    """Which of them this is, from 0, with --coordinator-address."""
+    process_timeout: int = 300
+    """Seconds to wait for the other processes at the start."""
+    optimizer: Literal["adamw", "adafactor"] = "adamw"
+    """adafactor keeps means of rows and columns in the place of AdamW's two moments: memory for moments all but vanishes."""
+    moment_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of AdamW's first moment; the second needs float32."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """How the learning rate falls after the warm-up."""
     warmup_steps: int = 0
@@ -205,9 +225,8 @@ class TrainConfig:
     max_gradient_norm: float = 1.0
     """Gradients are scaled down to this global norm; 0 turns that off."""
     metric: str | None = None
-    """Chooses the best epoch: loss, or one of classification: accuracy, macro_f1, matthews; multi-label: micro_f1, macro_f1;
-    regression: mse, pearson, spearman; token-classification: f1, precision, recall, accuracy; question-answering: f1,
-    exact_match. Default: the first of these, or loss where there are no labels."""
+    """Chooses the best epoch: loss or another of the task's scores, as result.json names them, such as accuracy or f1. Default:
+    the one that README lists first, or loss where there are no labels."""
     early_stopping: int | None = None
     """Stop after this many evaluations without a better --metric."""
     buckets: int | None = None
@@ -284,6 +303,10 @@ class TrainConfig:
                 raise InputError(f"{flag(name)} {value}: must be at least 0 and below 1.")
         if self.max_length < 8:
             raise InputError(f"--max-length {self.max_length}: must be at least 8.")
+        if self.moment_dtype != "float32" and self.optimizer != "adamw":
+            raise InputError(
+                f"--moment-dtype {self.moment_dtype}: is for --optimizer adamw; {self.optimizer} has no first moment."
+            )
         if self.batch_size % self.gradient_accumulation:
             raise InputError(
                 f"--batch-size {self.batch_size} is not a multiple of --gradient-accumulation {self.gradient_accumulation}."
@@ -490,7 +513,8 @@ class StepConfig(TrainConfig):
     """What of a run's settings decides the step that is compiled: those of `ftjax train` without files and outputs."""
 
     model: str
-    """Directory of a Hugging Face model, its hub id, or a shape without weights: minilm-l6, bert-base, bert-large."""
+    """Directory of a Hugging Face model, its hub id, or a shape without weights: minilm-l6, bert-base, bert-large,
+    llama-1b, llama-8b."""
     output: Annotated[Path, Hidden] = Path()
     train_file: Annotated[Path | None, Hidden] = None
     eval_file: Annotated[Path | None, Hidden] = None
@@ -511,6 +535,10 @@ class StepConfig(TrainConfig):
     adapt_epochs: Annotated[int, Hidden] = 0
     adapt_loss: Annotated[tuple[str, ...], Hidden] = ("masked-lm",)
     adapt_learning_rate: Annotated[float | None, Hidden] = None
+    coordinator_address: Annotated[str | None, Hidden] = None
+    process_count: Annotated[int | None, Hidden] = None
+    process_index: Annotated[int | None, Hidden] = None
+    process_timeout: Annotated[int, Hidden] = 300
     unfreeze: Annotated[tuple[str, ...], Hidden] = ()
     adapter: Annotated[str | None, Hidden] = None
     export_format: Annotated[Literal["huggingface", "adapter"], Hidden] = "huggingface"

@@ -10,8 +10,8 @@ from typing import Any
 
 from ftjax.config import TrainConfig, flag
 from ftjax.errors import InputError
-from ftjax.pretrained import keras
-from ftjax.pretrained.hub import FILES, model_directory
+from ftjax.pretrained.adapter import locate
+from ftjax.pretrained.hub import FILES, KERAS, model_directory
 
 Digests = dict[str, str]
 """A file's name, as seen from a directory -> the SHA-256 of what it holds, in hexadecimal."""
@@ -42,7 +42,7 @@ def of_inputs(config: TrainConfig) -> dict[str, Digests]:
             if path.is_file():
                 found[name] = {path.name: of_file(path)}
             elif path.is_dir():
-                found[name] = of_directory(path, (*FILES, keras.SINGLE) if name == "model" else ("**/*",))
+                found[name] = of_directory(path, (*FILES, *KERAS) if name in ("model", "adapter") else ("**/*",))
     return found
 
 
@@ -52,7 +52,10 @@ def _inputs(config: TrainConfig) -> Iterator[tuple[str, Path]]:
             yield name, Path(value)
     if config.spec.startswith("rules:"):
         yield "train_parameters", Path(config.spec.removeprefix("rules:"))
-    yield "model", model_directory(config.model)
+    base, adapter = locate(config.model, config.adapter)
+    yield "model", model_directory(base)
+    if adapter is not None:
+        yield "adapter", adapter
 
 
 def check_inputs(saved: Any, found: Mapping[str, Digests], config: TrainConfig) -> None:
@@ -65,8 +68,9 @@ def check_inputs(saved: Any, found: Mapping[str, Digests], config: TrainConfig) 
         if not isinstance(before, dict) or before == digests:
             continue
         changed = sorted(file for file in {*before, *digests} if before.get(file) != digests.get(file))
+        given = getattr(config, name) or config.model
         what = "is gone" if changed[0] not in digests else "has changed" if changed[0] in before else "is new"
         raise InputError(
-            f"{flag(name)} {getattr(config, name)}: {changed[0]} {what} since the run in {config.output} began; "
+            f"{flag(name)} {given}: {changed[0]} {what} since the run in {config.output} began; "
             "put it back as it was, or start a new run in another directory."
         )

@@ -12,8 +12,9 @@ from ftjax.data.tokenize import Examples
 from ftjax.models import Model, Params
 from ftjax.objectives import Batch
 from ftjax.objectives.classification import class_logits
-from ftjax.parallel import Compiled
+from ftjax.parallel import Compiled, shard_batch
 from ftjax.prefix import Attach, unchanged
+from ftjax.processes import fetch
 
 
 def predict_step(model: Model):  # noqa: ANN201 (the returned step is described below)
@@ -39,11 +40,13 @@ def all_outputs(
 
     What is said of each token is as long as the example's batch was.
 
-    attach: puts what frozen layers make of a batch in the place of its tokens. make: the task's batches.
+    attach: puts what frozen layers make of a batch in the place of its tokens. make: the task's batches, or of each the rows
+    that this process makes; every process gets all that is said.
     """
     found: dict[int, np.ndarray] = {}
     for batch in make(examples, buckets, batch_size, pad_token_id=pad_token_id, seed=None):
-        found |= dict(zip(batch["example_ids"].tolist(), np.asarray(step(params, attach(batch))), strict=True))
+        placed = shard_batch(attach(batch), step.mesh)
+        found |= dict(zip(fetch(placed["example_ids"]).tolist(), fetch(step(params, placed)), strict=True))
     return [found[row] for row in range(len(examples))]
 
 

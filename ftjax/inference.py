@@ -13,11 +13,12 @@ from ftjax.errors import InputError
 from ftjax.evaluation import all_outputs
 from ftjax.generate import Sampling, generate, stop_tokens
 from ftjax.objective import Vocabulary
-from ftjax.parallel import Compiled, data_mesh, replicate
+from ftjax.parallel import Compiled, replicate
 from ftjax.pretrained import Pretrained, load_pretrained, merge
 from ftjax.pretrained.adapter import locate
 from ftjax.pretrained.hub import model_directory
 from ftjax.pretrained.load import read_config
+from ftjax.sharding import data_mesh
 from ftjax.tasks import task_class, task_of_model
 from ftjax.tasks.task import Outputs, Task
 

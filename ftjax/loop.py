@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import json
 import math
 import platform
@@ -21,9 +22,10 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import jax
+import jax.numpy as jnp
 
 import ftjax
-from ftjax import digest, machine, rundir
+from ftjax import digest, machine, processes, rundir
 from ftjax.checkpoint import Checkpoints, damage, drop_damaged, steps_in
 from ftjax.config import ExportFormat, TrainConfig
 from ftjax.data.files import Rows
@@ -31,7 +33,7 @@ from ftjax.data.prefetch import prefetch
 from ftjax.data.tokenize import Examples
 from ftjax.errors import InputError, Stopped
 from ftjax.evaluation import all_outputs
-from ftjax.parallel import Compiled, data_mesh
+from ftjax.parallel import Compiled
 from ftjax.partition import count
 from ftjax.prefix import Attach, FrozenPrefix, Limits, prefix_step, unchanged
 from ftjax.prepare import Run, prepare
@@ -92,6 +94,7 @@ def fit(config: TrainConfig, terminal: Terminal) -> dict[str, Any]:
     machine.reset_peak_memory()
     config.check()
     resuming = rundir.check(config)
+    processes.wait_for_all(f"--output {config.output}")  # the first one writes there from now on
     if resuming and (config.output / "result.json").is_file():
         terminal.say(f"{config.output}: this run is complete; nothing to do.")
         return json.loads((config.output / "result.json").read_text(encoding="utf-8"))
@@ -100,8 +103,8 @@ def fit(config: TrainConfig, terminal: Terminal) -> dict[str, Any]:
         digest.check_inputs(read_json(config.output / "config.json").get("files"), inputs, config)
     run = prepare(config, terminal.say, rundir.bucket_lengths(config.output) if resuming else ())
     with _disk_errors(config.output), within(config.write_timeout, f"--output {config.output}"):
-        config.output.mkdir(parents=True, exist_ok=True)
-    with _disk_errors(config.output), rundir.owned(config.output) if jax.process_index() == 0 else nullcontext():
+        processes.first_directory(config.output)
+    with _disk_errors(config.output), rundir.owned(config.output) if processes.is_first() else nullcontext():
         return _fit(config, terminal, run, inputs, resuming, start)
 
 
@@ -109,7 +112,7 @@ def _fit(
     config: TrainConfig, terminal: Terminal, run: Run, inputs: dict[str, digest.Digests], resuming: bool, start: float
 ) -> dict[str, Any]:
     """`fit` from the first write on."""
-    if not resuming and jax.process_index() == 0:
+    if not resuming and processes.is_first():
         if (config.output / "config.json").exists():
             raise InputError(f"--output {config.output}: another run began there meanwhile; choose another directory.")
         with within(config.write_timeout, f"--output {config.output}"):
@@ -146,7 +149,7 @@ class Session:
     def __init__(self, run: Run, terminal: Terminal, load_seconds: float, stopped: list[int]) -> None:
         self.run, self.config, self.terminal, self.stopped = run, run.config, terminal, stopped
         self.metric, self.higher_is_better = run.metric, run.higher_is_better
-        self.mesh = data_mesh()
+        self.mesh = run.layout.mesh
         with self.disk():
             drop_damaged(self.config.output / "checkpoints", terminal.say)
             self.checkpoints = Checkpoints(self.config.output / "checkpoints", higher_is_better=self.higher_is_better)
@@ -161,8 +164,9 @@ class Session:
             terminal.say(f"Resuming after step {step} of {run.steps}.")
         else:
             self.stage, self.state = 0, run.state_of(0)
+        self.part = run.layout.own_rows(self.config.batch_size)
         with self.disk():
-            self.log = rundir.MetricsLog(self.config.output, self.step)
+            self.log = rundir.MetricsLog(self.config.output, self.step, writes=processes.is_first())
         self.progress.seconds["load"] += load_seconds
         self.step_seconds: list[float] = []
         self.running: deque[tuple[int, int, Metrics]] = deque()  # steps under way: number, rows, metrics
@@ -205,13 +209,16 @@ class Session:
     def compile_stage(self) -> None:
         """The programs of the stage (compiled when they are first run), and what its frozen first layers make of all rows."""
         stage, data, config = self.run.stages[self.stage], self.run.data, self.config
-        self.train_step = self.run.train_program(self.mesh)
+        self.train_step = self.run.train_program()
         self.eval_step = Compiled(eval_step, self.mesh, donate=False)
-        self.predict = Compiled(data.task.outputs(stage.model), self.mesh, donate=False)
+        self.predict = Compiled(data.task.outputs(stage.model), self.mesh, donate=False, gather=True)
         if self.prefix is not None:
             self.prefix.clean()
         self.prefix, self.attach_train, self.attach_eval, self.attach = None, unchanged, unchanged, unchanged
         if not stage.prefix:
+            return
+        if jax.process_count() > 1:
+            self.terminal.say("The output of frozen layers is computed in every step: several processes keep none.")
             return
         per_epoch = data.steps_per_epoch(config.batch_size)
         ends = min([s.from_step for s in self.run.stages[self.stage + 1 :]], default=self.run.steps)
@@ -264,11 +271,11 @@ class Session:
                 state, metrics = self.train_step(dataclasses.replace(self.state, frozen={}), self.state.frozen, batch)
                 self.state = dataclasses.replace(state, frozen=self.state.frozen)
                 self.step += 1
-                self.running.append((self.step, int((batch["example_ids"] >= 0).sum()), metrics))
+                self.running.append((self.step, self.rows_in(batch), metrics))
                 compiling = self.compile_seconds - compiling
                 seconds["compile"] += compiling
                 at_end = self.step == (epoch + 1) * per_epoch
-                stopping = bool(stopped)  # once: a signal may come at any moment
+                stopping = self.stopping()
                 saving = stopping or (config.save_every and self.step % config.save_every == 0)
                 while len(self.running) > (0 if at_end or saving else 1):  # one step runs while the next is made ready
                     self.settle(per_epoch)
@@ -281,7 +288,7 @@ class Session:
                     seconds["save"] += clock.lap()
                 if stopping and not at_end:
                     self.wait()
-                    raise Stopped(stopped[0], self.step, str(config.output))
+                    raise Stopped(self.signal, self.step, str(config.output))
         self.terminal.stop()
         self.flush(self.step, epoch=self.step / per_epoch)
         compiling = self.compile_seconds
@@ -291,9 +298,19 @@ class Session:
         seconds["eval"] += clock.lap() - compiling
         self.save(value)
         seconds["save"] += clock.lap()
-        if stopped and epoch + 1 < config.epochs:
+        if processes.agree(bool(stopped)) and epoch + 1 < config.epochs:
             self.wait()
-            raise Stopped(stopped[0], self.step, str(config.output))
+            raise Stopped(self.signal, self.step, str(config.output))
+
+    def rows_in(self, batch: dict[str, Any]) -> int:
+        """How many examples train in a step; of several processes, as if the others' rows were as full as this one's."""
+        rows = batch["example_ids"]
+        return int((rows >= 0).sum()) * self.config.batch_size // len(rows)
+
+    def stopping(self) -> bool:
+        """Whether a signal asks for the end; several processes agree on that when a line is due in metrics.jsonl."""
+        asked = bool(self.stopped)  # once: a signal may come at any moment
+        return processes.agree(asked) if jax.process_count() == 1 or self.step % self.config.log_every == 0 else False
 
     def batches(self, epoch: int, start: int) -> Iterator[dict[str, Any]]:
         """The training batches of an epoch from number `start` on, as the step takes them."""
@@ -307,6 +324,7 @@ class Session:
             epoch=epoch,
             start=start,
             labeled_rows=data.labeled_rows,
+            part=self.part,
         )
         return map(self.attach_train, source)
 
@@ -351,6 +369,11 @@ class Session:
                 self.log.write("train", step, {"epoch": epoch, **averages, **rate})
 
     @property
+    def signal(self) -> int:
+        """The one that asked for the end; of another process, SIGTERM."""
+        return self.stopped[0] if self.stopped else signal.SIGTERM.value
+
+    @property
     def compile_seconds(self) -> float:
         """What compiling the programs of this stage has taken so far."""
         programs = [self.train_step, self.eval_step, self.predict, *([self.prefix.program] if self.prefix else [])]
@@ -384,19 +407,23 @@ class Session:
         predictions: where to write a line a row for the report.
         """
         data, size = self.run.data, self.config.batch_size
+        make = functools.partial(data.task.batches, part=self.part)
         if self.run.supervised and rows is not None:
-            where = (data.buckets, size, data.pad_token_id, attach, data.task.batches)
-            outputs = all_outputs(self.predict, self.state.params, examples, *where)
-            if predictions is not None:
+            outputs = all_outputs(
+                self.predict, self.state.params, examples, data.buckets, size, data.pad_token_id, attach, make
+            )
+            if predictions is not None and processes.is_first():
                 rundir.write_lines(predictions, data.task.told(outputs, rows, examples))
             return data.task.scores(outputs, rows, examples)
         sums: dict[str, list[float]] = {}
-        for batch in data.task.batches(examples, data.buckets, size, pad_token_id=data.pad_token_id, seed=None):
+        for batch in make(examples, data.buckets, size, pad_token_id=data.pad_token_id, seed=None):
             for name, pair in self.eval_step(self.state, batch).items():
                 old = sums.setdefault(name, [0.0, 0.0])
                 sums[name] = [old[0] + float(pair[0]), old[1] + float(pair[1])]
         averages = {name: total / weight for name, (total, weight) in sums.items() if weight}
-        terms = ((float(t.coefficient_at(self.state.step)), averages.get(f"{t.name}_loss", 0.0)) for t in self.state.objective)
+        terms = (
+            (float(t.coefficient_at(jnp.int32(self.step))), averages.get(f"{t.name}_loss", 0.0)) for t in self.state.objective
+        )
         return {"loss": sum(coefficient * value for coefficient, value in terms), **averages}
 
     def save(self, value: float | None = None) -> None:
@@ -446,9 +473,11 @@ class Session:
             save_model(self.run, self.state, output / "model", self.config.export_format)
         seconds["save"] += clock.lap()
         result |= {"peak_memory_bytes": machine.peak_memory_bytes(), "seconds": seconds, **before}
-        with self.disk():
-            rundir.write_json(output / "result.json", result)
-            write_report([output], output / "report.html")
+        if processes.is_first():
+            with self.disk():
+                rundir.write_json(output / "result.json", result)
+                write_report([output], output / "report.html")
+        processes.wait_for_all(f"end of --output {output}")
         spent = ", ".join(f"{name.replace('_', ' ')} {value:.1f} s" for name, value in seconds.items())
         self.terminal.say(f"Time: {spent}.")
         self.terminal.say(f"Model: {output / 'model'} (loads in transformers). Report: {output / 'report.html'}")
@@ -458,8 +487,13 @@ class Session:
 def save_model(run: Run, state: TrainState, directory: Path, export_format: ExportFormat) -> None:
     """What a run has learnt, in a directory. Raises InputError for a format that cannot say it."""
     params = {**run.pretrained.params, **state.trainable}
+    if jax.process_count() > 1:
+        params = {name: processes.fetch(run.layout.put(name, value)) for name, value in params.items()}
+    if not processes.is_first():
+        return
     if export_format == "adapter":
-        save_adapter(run.pretrained, params, state.trainable, directory, base=run.config.model)
+        trained = {name: params[name] for name in state.trainable}
+        save_adapter(run.pretrained, params, trained, directory, base=run.config.model)
     else:
         write_model(dataclasses.replace(run.pretrained, params=params), directory, export_format)
 

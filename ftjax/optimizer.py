@@ -1,8 +1,8 @@
-"""AdamW with clipping, warm-up and decay, per label."""
+"""AdamW or Adafactor with clipping, warm-up and decay, per label."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -12,6 +12,8 @@ import optax
 from ftjax.partition import Treatment, Treatments
 
 Schedule = Literal["linear", "cosine", "constant"]
+Rule = Callable[[float | optax.Schedule, float], optax.GradientTransformation]
+"""(learning rate, weight decay) -> the update rule of parameters that are treated alike."""
 
 
 def learning_rate_schedule(peak: float, *, steps: int, warmup_steps: int = 0, schedule: Schedule = "linear") -> optax.Schedule:
@@ -46,8 +48,56 @@ def adamw(
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
+    moment_dtype: str = "float32",
 ) -> optax.GradientTransformation:
     """AdamW (Loshchilov & Hutter, 2019) for the parameters named: the same update as `torch.optim.AdamW`.
+
+    moment_dtype: of the first moment. The second stays float32: bfloat16 would lose its steps of a thousandth.
+    The other arguments: see `by_treatment`.
+    """
+
+    def rule(rate: float | optax.Schedule, decay: float) -> optax.GradientTransformation:
+        return optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=decay, mu_dtype=moment_dtype)
+
+    return by_treatment(names, learning_rate, rule, weight_decay=weight_decay, max_gradient_norm=max_gradient_norm)
+
+
+def adafactor(
+    names: Iterable[str] | Treatments,
+    learning_rate: float | optax.Schedule,
+    *,
+    weight_decay: float = 0.01,
+    max_gradient_norm: float | None = 1.0,
+    min_dim_size_to_factor: int = 128,
+) -> optax.GradientTransformation:
+    """Adafactor (Shazeer & Stern, 2018, https://arxiv.org/abs/1804.04235): of a matrix's second moment only means of its
+    rows and columns are kept, and no first moment.
+
+    As in section 8 of the paper updates are clipped to root mean square 1, but learning rates are absolute and weight decay
+    is decoupled, so that both mean what they mean to AdamW. Smaller matrices keep their second moment whole. See
+    `by_treatment` for the other arguments.
+    """
+
+    def rule(rate: float | optax.Schedule, decay: float) -> optax.GradientTransformation:
+        return optax.chain(
+            optax.scale_by_factored_rms(min_dim_size_to_factor=min_dim_size_to_factor),
+            optax.clip_by_block_rms(1.0),
+            optax.add_decayed_weights(decay),
+            optax.scale_by_learning_rate(rate),
+        )
+
+    return by_treatment(names, learning_rate, rule, weight_decay=weight_decay, max_gradient_norm=max_gradient_norm)
+
+
+def by_treatment(
+    names: Iterable[str] | Treatments,
+    learning_rate: float | optax.Schedule,
+    rule: Rule,
+    *,
+    weight_decay: float,
+    max_gradient_norm: float | None,
+) -> optax.GradientTransformation:
+    """An update rule for the parameters named, with the learning rate and weight decay of each.
 
     names: of the trainable parameters; or their treatments, which may multiply the learning rate, set a weight decay,
         and say from which step on a parameter trains. Parameters treated alike share an optax label, with moments and
@@ -65,7 +115,7 @@ def adamw(
         decay = (weight_decay if kind == "decay" else 0.0) if treatment.weight_decay is None else treatment.weight_decay
         if treatment != plain:
             labels[name] = f"learning rate x {treatment.learning_rate:g}, weight decay {decay:g}, from {treatment.from_step}"
-        groups[labels[name]] = optax.adamw(rate_of(learning_rate, treatment), b1=b1, b2=b2, eps=eps, weight_decay=decay)
+        groups[labels[name]] = rule(rate_of(learning_rate, treatment), decay)
     by_label = optax.partition(groups, labels)
     if max_gradient_norm is None:
         return by_label

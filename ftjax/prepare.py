@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from ftjax.config import CLASS_LOSSES, LABEL_LOSSES, TrainConfig
 from ftjax.data.batches import choose_buckets
 from ftjax.data.files import Rows
 from ftjax.data.tokenize import Examples, join, load_tokenizer
 from ftjax.errors import InputError
-from ftjax.models import Params
+from ftjax.models import Model, Params, build
 from ftjax.objective import Vocabulary, objective
 from ftjax.optimizer import carry_over
-from ftjax.parallel import Compiled, check_batch_size, data_mesh, data_parallel, place
+from ftjax.parallel import Compiled, check_batch_size, parallel_step, pmap_step
+from ftjax.partition import count
 from ftjax.pretrained.adapter import check_adapter, locate
 from ftjax.pretrained.hub import model_directory
 from ftjax.pretrained.load import Pretrained, load_pretrained, read_config, saved_labels
+from ftjax.sharding import DATA, FSDP, Layout, make_mesh, read_mesh
 from ftjax.stages import Stage, adapt, memory, new_heads, stages_of
-from ftjax.step import TrainState, create_state, update
+from ftjax.step import TrainState, apart, create_state, train_step
 from ftjax.tasks import task_class
 from ftjax.tasks.task import Head, Task
 
@@ -203,8 +205,8 @@ def heads(config: TrainConfig, task: Task) -> set[Head]:
     return found
 
 
-def prepare_model(config: TrainConfig, data: Data) -> Pretrained:
-    """The model with the heads the run needs."""
+def prepare_model(config: TrainConfig, data: Data, layout: Layout) -> Pretrained:
+    """The model with the heads the run needs; where the layout cuts what is frozen, no host reads more than a tensor whole."""
     task, needed = data.task, heads(config, data.task)
     if config.classifier and (task.classifier or task.head != "classifier"):
         raise InputError(f"--classifier {config.classifier}: --task {task.name} has a head of its own; leave the flag out.")
@@ -222,6 +224,7 @@ def prepare_model(config: TrainConfig, data: Data) -> Pretrained:
         precision=config.precision,
         dropout=config.dropout,
         seed=config.seed,
+        put=functools.partial(layout.put, kept=True) if layout.cuts_frozen else None,
         from_scratch=config.from_scratch,
     )
     told = task.notes()
@@ -239,6 +242,7 @@ class Run:
     pretrained: Pretrained
     stages: tuple[Stage, ...]
     steps: int
+    layout: Layout
 
     def stage_of(self, step: int) -> int:
         """Number of the stage whose state a checkpoint of this step holds; at a boundary, of the one that ends there."""
@@ -262,7 +266,10 @@ class Run:
     def state_of(self, number: int, before: TrainState | None = None) -> TrainState:
         """The state at the beginning of a stage; what trained before it goes on from the state `before`."""
         learnt = {} if before is None else before.trainable
-        state = self.new_state(number, {**self.pretrained.params, **learnt})
+        given = {name: value for name, value in self.pretrained.params.items() if name not in learnt}
+        params = {name: self.layout.put(name, value) for name, value in given.items()} | learnt
+        make = functools.partial(self.new_state, number)
+        state = jax.jit(make, out_shardings=self.layout.shardings(jax.eval_shape(make, params)))(params)
         if before is not None:
             optimizer_state = carry_over(before.optimizer_state, state.optimizer_state)
             state = dataclasses.replace(
@@ -272,7 +279,7 @@ class Run:
                 optimizer_state=optimizer_state,
                 teacher=state.teacher | before.teacher,
             )
-        return place(state, data_mesh(), zero1=self.zero1)
+        return state
 
     @property
     def supervised(self) -> bool:
@@ -290,15 +297,37 @@ class Run:
         """Which way the metric is better."""
         return self.data.task.metrics[self.metric].higher_is_better
 
-    @property
-    def zero1(self) -> bool:
-        """Whether each device keeps and updates a part of what trains."""
-        return self.config.sharding == "zero1"
-
-    def train_program(self, mesh: Mesh) -> Compiled:
+    def train_program(self) -> Compiled:
         """The training step of every stage, (state without frozen parameters, those, batch) -> (state, metrics)."""
-        step = data_parallel(update, mesh, zero1=self.zero1, dtype=self.config.precision)
+        mesh = self.layout.mesh
+        if self.config.parallel == "pmap":
+            return Compiled(pmap_step(apart(train_step), list(mesh.devices.flat), trees=2), mesh, donate=True, pmapped=True)
+        step = apart(parallel_step(self.layout, dtype=self.config.precision))
         return Compiled(step, mesh, donate=True)
+
+
+def layout_of(
+    config: TrainConfig, devices: Sequence[jax.Device], model: Callable[[], Model], memory_bytes: int | None
+) -> Layout:
+    """How --mesh and --sharding lay the run's arrays over the devices. Raises InputError for a mesh or batch that cannot be.
+
+    auto: all devices along data; along fsdp where whole weights and gradients in float32 would take more than half of a
+    device's memory (None: not known). model: gives its shapes, where they are needed.
+    """
+    if config.mesh == "auto":
+        tight = memory_bytes is not None and 8 * count(model().shapes) > memory_bytes / 2
+        sizes = {FSDP if tight and len(devices) > 1 else DATA: len(devices)}
+    else:
+        sizes = read_mesh(config.mesh, len(devices), jax.process_count())
+    layout = Layout(make_mesh(sizes, devices), zero1=config.sharding == "zero1" and config.parallel == "jit")
+    if layout.tensor > 1 and devices[0].platform == "cpu":
+        # Read from the cache of compiled programs, one of many collectives leaves devices of a CPU waiting for each other
+        jax.config.update("jax_enable_compilation_cache", False)
+        reset_cache()  # or JAX goes by what it was when first used
+    if config.parallel == "pmap" and (layout.mesh.size > layout.mesh.shape[DATA] or jax.process_count() > 1):
+        raise InputError("--parallel pmap: knows the data axis alone, in one process; leave it out, or take --mesh data=N.")
+    check_batch_size(config.batch_size, config.gradient_accumulation, layout.row_shards)
+    return layout
 
 
 def prepare(config: TrainConfig, say: Say, buckets: tuple[int, ...] = ()) -> Run:
@@ -307,14 +336,16 @@ def prepare(config: TrainConfig, say: Say, buckets: tuple[int, ...] = ()) -> Run
     buckets: the lengths of the run that is resumed, whose order of batches they are part of.
     """
     config.check()
-    check_batch_size(config.batch_size, config.gradient_accumulation, data_mesh())
     base, adapter = locate(config.model, config.adapter)
     config = dataclasses.replace(config, model=str(base), adapter=adapter and str(adapter))
+    devices = jax.devices()
+    model = lambda: build(read_config(model_directory(config.model))[0])  # noqa: E731
+    layout = layout_of(config, devices, model, (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit"))
     data = prepare_data(config, say, buckets)
-    return assemble(config, data, prepare_model(config, data), say)
+    return assemble(config, data, prepare_model(config, data, layout), layout, say)
 
 
-def assemble(config: TrainConfig, data: Data, pretrained: Pretrained, say: Say) -> Run:
+def assemble(config: TrainConfig, data: Data, pretrained: Pretrained, layout: Layout, say: Say) -> Run:
     """The run of a model on data: what trains when, towards what. Parameters may be shapes without values."""
     pretrained = adapt(pretrained, [spec for _, spec in config.stages], config, seed=config.seed)
     per_epoch = data.steps_per_epoch(config.batch_size)
@@ -337,5 +368,8 @@ def assemble(config: TrainConfig, data: Data, pretrained: Pretrained, say: Say) 
         say(f"{len(in_4bit)} frozen kernels are kept in 4 bits.")
     for stage in stages:
         when = f"From step {stage.from_step} on: t" if stage.from_step else "T"
-        say(f"{when}raining {memory(pretrained.model, stage.labels).line(stage.spec)}")
-    return Run(config, data, pretrained, stages, config.epochs * per_epoch)
+        say(f"{when}raining {memory(pretrained.model, stage.labels, stage.optimizer).line(stage.spec)}")
+    if layout.mesh.size > 1:
+        sizes = ",".join(f"{axis}={size}" for axis, size in layout.mesh.shape.items() if size > 1)
+        say(f"Mesh: {sizes}" + (f" (of {len(devices)} devices)." if len(devices := jax.devices()) > layout.mesh.size else "."))
+    return Run(config, data, pretrained, stages, config.epochs * per_epoch, layout)

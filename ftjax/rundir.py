@@ -20,9 +20,11 @@ from ftjax.redact import redact
 
 FREE = (
     *("output", "resume", "json", "log_every", "save_every", "write_timeout"),
+    *("mesh", "sharding", "parallel", "remat", "coordinator_address", "process_count", "process_index", "process_timeout"),
     *("prefix_cache", "prefix_cache_memory_gb", "prefix_cache_disk_gb", "prefix_cache_dir"),
 )
-"""Settings that may differ between a run and its resumption: they do not change the result."""
+"""Settings that may differ between a run and its resumption: they do not change the result,
+but for the last digits of sums that are taken in another order."""
 LOCK = ".lock"
 
 
@@ -128,9 +130,15 @@ def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
 
 
 class MetricsLog:
-    """metrics.jsonl and the same numbers as TensorBoard events. Opening drops what lies after `step`."""
+    """metrics.jsonl and the same numbers as TensorBoard events. Opening drops what lies after `step`.
 
-    def __init__(self, directory: Path, step: int) -> None:
+    writes: whether this process is the one that does.
+    """
+
+    def __init__(self, directory: Path, step: int, *, writes: bool = True) -> None:
+        self._events = None
+        if not writes:
+            return
         from tensorboardX import SummaryWriter
 
         self.path = directory / "metrics.jsonl"
@@ -144,6 +152,8 @@ class MetricsLog:
 
     def write(self, kind: str, step: int, values: dict[str, float]) -> None:
         """One line, on disk at once."""
+        if self._events is None:
+            return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(finite({"kind": kind, "step": step, **values}), allow_nan=False) + "\n")
         for name, value in values.items():
@@ -152,7 +162,8 @@ class MetricsLog:
 
     def close(self) -> None:
         """Flush the events."""
-        self._events.close()
+        if self._events is not None:
+            self._events.close()
 
 
 def _step(line: str) -> float:

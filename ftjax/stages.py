@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 
+import jax
 import optax
 
 from ftjax.config import Parameters, TrainConfig
 from ftjax.errors import InputError, did_you_mean
 from ftjax.models import LORA, Lora, Model, with_lora
 from ftjax.objectives import Objective
-from ftjax.optimizer import adamw, learning_rate_schedule
+from ftjax.optimizer import adafactor, adamw, learning_rate_schedule
 from ftjax.partition import Labels, Treatments, count, labels_of, lora_part, split, treat, without_lora
 from ftjax.pretrained.load import Pretrained, add_lora, in_4bit, merge
 from ftjax.step import kept_in
@@ -72,7 +74,8 @@ def stages_of(
         model = pretrained.model if config.frozen_dropout else pretrained.model.freeze(known)
         model = dataclasses.replace(model, remat=config.remat)
         terms = objective(model)
-        optimizer = adamw(known, schedule, weight_decay=config.weight_decay, max_gradient_norm=config.max_gradient_norm or None)
+        make = functools.partial(adamw, moment_dtype=config.moment_dtype) if config.optimizer == "adamw" else adafactor
+        optimizer = make(known, schedule, weight_decay=config.weight_decay, max_gradient_norm=config.max_gradient_norm or None)
         prefix = model.prefix_layers > 0 and all(getattr(term.loss, "takes_prefix", False) for term in terms)
         stages.append(Stage(step, spec, dict(chosen), model, terms, optimizer, prefix))
     return tuple(stages)
@@ -167,16 +170,22 @@ class Memory:
         return (
             f"{self.trained:,} parameters, {self.frozen:,} frozen ({spec}). The state takes "
             f"{gigabytes(self.parameters_bytes + self.moments_bytes)}: {gigabytes(self.parameters_bytes)} parameters, "
-            f"{gigabytes(self.moments_bytes)} AdamW moments; gradients {gigabytes(self.gradients_bytes)} more."
+            f"{gigabytes(self.moments_bytes)} moments; gradients {gigabytes(self.gradients_bytes)} more."
         )
 
 
-def memory(model: Model, labels: Labels) -> Memory:
-    """The memory of a state: what trains in float32 with a gradient and two moments, frozen matrices as they are kept."""
+def memory(model: Model, labels: Labels, optimizer: optax.GradientTransformation | None = None) -> Memory:
+    """The memory of a state: what trains in float32 with a gradient and moments, frozen matrices as they are kept.
+
+    optimizer: None is AdamW, with two moments in float32.
+    """
     trainable, frozen = split(model.shapes, labels)
     kept = sum(value.size * kept_in(value, dict(model.heads)["precision"]).itemsize for value in frozen.values())
     trained = count(trainable)
-    return Memory(trained, count(frozen), 4 * trained + kept, 4 * trained, 8 * trained)
+    moments = 8 * trained
+    if optimizer is not None:
+        moments = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(optimizer.init, trainable)))
+    return Memory(trained, count(frozen), 4 * trained + kept, 4 * trained, moments)
 
 
 def gigabytes(number: int) -> str:

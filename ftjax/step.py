@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from ftjax.models import Params
 from ftjax.objectives import Average, Batch, Objective, average, measure
 from ftjax.objectives.teacher import PREFIX
 from ftjax.partition import Labels, split
+from ftjax.sharding import FSDP
 
 Metrics = dict[str, Average]
 
@@ -100,16 +102,21 @@ def kept_in(value: jax.Array | jax.ShapeDtypeStruct, precision: str) -> jnp.dtyp
     return jnp.dtype(precision) if matrix else value.dtype
 
 
-def train_step(
-    state: TrainState, batch: Batch, *, axis_name: str | None = None, cuts: zero.Cuts | None = None, dtype: str = "float32"
-) -> tuple[TrainState, Metrics]:
-    """One update. Pure: compile it with `jax.jit(train_step, donate_argnums=0)`, or see `ftjax.parallel`.
+def gradients(
+    state: TrainState,
+    batch: Batch,
+    *,
+    axes: tuple[str, ...] = (),
+    part: str | None = None,
+    cuts: zero.Cuts | None = None,
+    dtype: str = "float32",
+) -> tuple[Metrics, Params]:
+    """(metrics, gradients of what trains), of the whole batch and without an update. Reads no optimizer state.
 
     batch: see `ftjax.objectives.Batch`; its size must be a multiple of `state.microbatches`.
-    axis_name: the axis of pmap or shard_map to sum over (see `ftjax.parallel.data_parallel`); under plain jit leave it
-        None, sums there are global already.
-    cuts: with an axis, which trainable parameters (and their moments) the state holds only this device's part of, see
-        `ftjax.zero`. dtype: in which those are gathered; the dtype of the model's dot products.
+    axes: of pmap or shard_map, over which rows of the batch are spread and sums go; under plain jit sums are global already.
+    part, cuts: one of the axes, and which trainable parameters the state holds only this device's part of, cut over it, see
+        `ftjax.zero`; their gradients are parts too. dtype: in which those are gathered; of the model's dot products.
     metrics: each a (sum, weight) of float32 scalars: `loss`, every term as NAME_loss, the terms' own metrics,
         `gradient_norm` (before clipping). With `skip_nonfinite` also `skipped`, 1 or 0; a skipped step's other metrics have
         no weight.
@@ -122,14 +129,15 @@ def train_step(
     key = jax.random.fold_in(state.key, state.step)
     parts = microbatches(batch, state.microbatches)
     cuts = cuts or {}
-    whole = functools.partial(zero.gather, axis_name=axis_name, dtype=jnp.dtype(dtype))
-    gathered = {name: at for name, at in cuts.items() if name not in looked_up(state.objective, cuts)}
-    params = whole(state.trainable, gathered) if cuts else state.trainable
-    teacher_cuts = {PREFIX + name: at for name, at in cuts.items()}
-    fixed = {**state.frozen, **(whole(state.teacher, teacher_cuts) if cuts else state.teacher)}
+    # Over fsdp the model gathers what it reads; else all is gathered here, once, but for tables that are looked up in parts.
+    apart = cuts if part == FSDP else {name: cuts[name] for name in looked_up(state.objective, cuts)}
+    gathered = {name: at for name, at in cuts.items() if name not in apart}
+    whole = functools.partial(zero.gather, axis_name=part, dtype=jnp.dtype(dtype))
+    params = whole(state.trainable, gathered)
+    fixed = {**state.frozen, **whole(state.teacher, {PREFIX + n: at for n, at in cuts.items() if part != FSDP})}
 
-    def everywhere(tree: Any) -> Any:
-        return tree if axis_name is None else jax.lax.psum(tree, axis_name)
+    def everywhere(tree: Any, over: tuple[str, ...] = axes) -> Any:
+        return jax.lax.psum(tree, over) if over else tree
 
     def term_weights(part: Batch) -> dict[str, jax.Array]:
         losses, _ = measure(state.objective, {**fixed, **params}, part, key)
@@ -147,8 +155,8 @@ def train_step(
         return jnp.asarray(total), metrics | {f"{name}_loss": pair for name, pair in losses.items()}
 
     def measured(part: Batch) -> tuple[jax.Array, Metrics, Params]:
-        (total, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(params, part)
-        return total, metrics, gradients
+        (total, metrics), found = jax.value_and_grad(loss, has_aux=True)(params, part)
+        return total, metrics, found
 
     first = jax.tree.map(lambda x: x[0], parts)
     if at_once:
@@ -156,37 +164,52 @@ def train_step(
     else:
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(measured, first))
         sums, _ = jax.lax.scan(lambda sums, part: (jax.tree.map(jnp.add, sums, measured(part)), None), zeros, parts)
-    total, metrics, gradients = sums
-    if cuts:
-        (total, metrics) = everywhere((total, metrics))
-        parts = {name: gradients.pop(name) for name in cuts if name not in gathered}  # summed already
-        gradients = zero.scatter(gradients, gathered, axis_name) | parts
-        norm = zero.norm(gradients, cuts, axis_name)
-    else:
-        total, metrics, gradients = everywhere((total, metrics, gradients))
-        norm = optax.tree.norm(gradients)
+    total, metrics, found = sums
+    summed_apart = everywhere({n: found.pop(n) for n in apart}, tuple(axis for axis in axes if axis != part))
+    scattered = zero.scatter({n: found.pop(n) for n in gathered}, gathered, part)
+    total, metrics, found = everywhere((total, metrics, found))
+    found = found | scattered | summed_apart
+    norm = zero.norm(found, cuts, part) if cuts else optax.tree.norm(found)
+    metrics |= {"loss": (total, jnp.ones(())), "gradient_norm": (norm, jnp.ones(()))}
+    return metrics, {name: found[name] for name in state.trainable}
+
+
+def updated(state: TrainState, metrics: Metrics, found: Params) -> tuple[TrainState, Metrics]:
+    """(state after an update, metrics) from what `gradients` gives. With `skip_nonfinite` there may be no update, see there."""
+    norm = metrics["gradient_norm"][0]
     optimizer = optax.with_extra_args_support(state.optimizer)
     with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer powers, which strict promotion refuses
-        updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, state.trainable, gradient_norm=norm)
-    metrics |= {"loss": (total, jnp.ones(())), "gradient_norm": (norm, jnp.ones(()))}
+        updates, optimizer_state = optimizer.update(found, state.optimizer_state, state.trainable, gradient_norm=norm)
     trainable = optax.apply_updates(state.trainable, updates)
     keep = state.teacher_decay
     teacher = {name: keep * mean + (1.0 - keep) * trainable[name.removeprefix(PREFIX)] for name, mean in state.teacher.items()}
     new = {"trainable": trainable, "optimizer_state": optimizer_state, "teacher": teacher}
     if state.skip_nonfinite:
-        finite = jnp.isfinite(total) & jnp.isfinite(norm)
+        finite = jnp.isfinite(metrics["loss"][0]) & jnp.isfinite(norm)
         new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, {n: getattr(state, n) for n in new})
         metrics = jax.tree.map(lambda x: jnp.where(finite, x, jnp.zeros_like(x)), metrics)
         metrics |= {"skipped": (jnp.where(finite, 0.0, 1.0), jnp.ones(()))}
     return dataclasses.replace(state, step=state.step + 1, **new), metrics
 
 
-def update(state: TrainState, frozen: Params, batch: Batch, **options: Any) -> tuple[TrainState, Metrics]:
-    """`train_step` with the frozen parameters apart (`state.frozen` is empty), so that a compiled step neither donates nor
-    returns them: those that the batch's `prefix` makes needless are then no argument of the program at all.
+def train_step(state: TrainState, batch: Batch, *, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
+    """One update. Pure: compile it with `jax.jit(train_step, donate_argnums=0)`, or see `ftjax.parallel`.
+
+    axis_name: of `jax.pmap`, over which rows of the batch are spread. Metrics, and what a batch is: see `gradients`.
     """
-    new, metrics = train_step(dataclasses.replace(state, frozen=frozen), batch, **options)
-    return dataclasses.replace(new, frozen={}), metrics
+    return updated(state, *gradients(state, batch, axes=() if axis_name is None else (axis_name,)))
+
+
+def apart(step: Callable[..., Any]) -> Callable[[TrainState, Params, Batch], tuple[TrainState, Metrics]]:
+    """A step with the frozen parameters apart (`state.frozen` is empty), so that, compiled, it neither donates nor returns
+    them: those that the batch's `prefix` makes needless are then no argument of the program at all.
+    """
+
+    def run(state: TrainState, frozen: Params, batch: Batch, **options: Any) -> tuple[TrainState, Metrics]:
+        new, metrics = step(dataclasses.replace(state, frozen=frozen), batch, **options)
+        return dataclasses.replace(new, frozen={}), metrics
+
+    return run
 
 
 def looked_up(objective: Objective, cuts: zero.Cuts) -> set[str]:

@@ -12,10 +12,13 @@ from ftjax.redact import redact
 
 
 class Terminal:
-    """Lines and one progress bar. Where stderr is no terminal, a plain line now and then takes the bar's place."""
+    """Lines and one progress bar. Where stderr is no terminal, a plain line now and then takes the bar's place.
 
-    def __init__(self, *, every_seconds: float = 20.0) -> None:
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+    quiet: nothing at all, as in all processes of a run but the first.
+    """
+
+    def __init__(self, *, every_seconds: float = 20.0, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
         self.every_seconds = every_seconds
         self._bar: Progress | None = None
         self._spoken = 0.0

@@ -1,48 +1,36 @@
-"""ZeRO, stage 1 (Rajbhandari et al., 2020, https://arxiv.org/abs/1910.02054): a device keeps and updates a part of it all.
+"""ZeRO (Rajbhandari et al., 2020, https://arxiv.org/abs/1910.02054): a device keeps and updates a part of it all.
 
-Of every large matrix that trains, a device of n holds 1/n of the float32 values and of AdamW's moments. A step gathers
-the values (in the compute dtype: a dot product reads no more), and sums the gradients so that each device gets the sum of
-its own part alone. That moves as many bytes as summing whole gradients does, fewer where the compute dtype is narrower,
-and the update costs 1/n. Vectors and other small arrays stay whole on every device.
+Of every large matrix that trains, a device of n holds 1/n of the float32 values and of the optimizer's moments. Values are
+gathered (in the compute dtype: a dot product reads no more), and gradients summed so that each device gets the sum of its
+own part alone. That moves as many bytes as summing whole gradients does, fewer where the compute dtype is narrower, and the
+update costs 1/n. Vectors and other small arrays stay whole on every device.
+
+Stage 1, over the axis `data`: everything is gathered once, at the beginning of a step (`gather`), and gradients are summed
+once, at its end (`scatter`). Stage 3, over `fsdp`: a parameter is gathered when a layer reads it, in the backward pass
+again, and frozen ones are in parts too (`Part`); no device ever holds more than a few layers. Gradients are then summed
+in every microbatch, since nobody has room for whole ones.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from flax import nnx
+
+from ftjax.sharding import DATA, FSDP
 
 Cuts = Mapping[str, int]
 """Parameter name -> the dimension that is cut; names that are not there stay whole."""
 
-DATA = "data"
-"""The mesh axis over which a batch is split."""
 
-SMALLEST = 2**16
-"""Arrays of fewer numbers stay whole: there is nothing to gain, and every cut array is a message of its own."""
-
-
-def cut(shape: tuple[int, ...], devices: int) -> int | None:
-    """The dimension that an array is cut along: the first that divides evenly; None where it stays whole."""
-    size = 1
-    for length in shape:
-        size *= length
-    if devices == 1 or len(shape) < 2 or size < SMALLEST:
-        return None
-    return next((i for i, length in enumerate(shape) if length % devices == 0), None)
-
-
-def specs(tree: Any, devices: int, axis_name: str) -> Any:
-    """The sharding of every array of a tree of parameters and moments, by its shape alone: a moment lies like its parameter."""
-
-    def spec(leaf: Any) -> PartitionSpec:
-        dimension = cut(leaf.shape, devices)
-        return PartitionSpec() if dimension is None else PartitionSpec(*[None] * dimension, axis_name)
-
-    return jax.tree.map(spec, tree)
+def part_axis() -> str:
+    """The axis over which parameters are in parts, within a mapped step."""
+    sizes = jax.sharding.get_abstract_mesh().shape
+    return FSDP if sizes.get(FSDP, 1) > 1 else DATA
 
 
 def gather(params: Mapping[str, jax.Array], cuts: Cuts, axis_name: str, dtype: jnp.dtype) -> dict[str, jax.Array]:
@@ -56,25 +44,74 @@ def gather(params: Mapping[str, jax.Array], cuts: Cuts, axis_name: str, dtype: j
     return {name: whole(name, value) for name, value in params.items()}
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def whole(part: jax.Array, dimension: int, dtype: str) -> jax.Array:
+    """An array from every device's part of it, rounded to `dtype` on the way; backwards each device gets its part of the sum.
+
+    That sum is of gradients in the part's own dtype, not in the rounded one.
+    """
+    return _gathered(part, dimension, dtype)
+
+
+def _gathered(part: jax.Array, dimension: int, dtype: str) -> jax.Array:
+    return jax.lax.all_gather(part.astype(dtype), part_axis(), axis=dimension, tiled=True).astype(part.dtype)
+
+
+def _scatter(dimension: int, dtype: str, _: None, gradient: jax.Array) -> tuple[jax.Array]:
+    return (jax.lax.psum_scatter(gradient, part_axis(), scatter_dimension=dimension, tiled=True),)
+
+
+whole.defvjp(lambda part, dimension, dtype: (_gathered(part, dimension, dtype), None), _scatter)  # seen by the policy below
+
+
+def all_but_gathered(primitive: Any, *inputs: Any, **options: Any) -> bool:
+    """A policy of `jax.checkpoint`: keep for the backward pass all that is computed, but not what has been gathered.
+
+    Nor what only widens another array, as what was gathered is: the narrow one will do.
+    """
+    if primitive.name == "convert_element_type":
+        return jnp.dtype(options["new_dtype"]).itemsize <= inputs[0].dtype.itemsize
+    return primitive.name != "all_gather"
+
+
+class Part(nnx.Param):
+    """A module's parameter of which this device holds a part: reading it (`[...]`) gathers it.
+
+    Metadata: `cut`, the dimension; `rounded`, the dtype in which it is gathered.
+    """
+
+    def get_value(self, **index: Any) -> jax.Array:
+        """The whole array."""
+        part = super().get_value(**index)
+        return whole(part, self.get_metadata("cut"), self.get_metadata("rounded"))
+
+
+def parameter(value: Any, shape: tuple[int, ...], dtype: str) -> nnx.Param:
+    """A module's parameter: a `Part` where the value is a part of an array of this shape."""
+    if value is None or value.shape == shape:
+        return nnx.Param(value)
+    dimension = next(i for i, (part, length) in enumerate(zip(value.shape, shape, strict=True)) if part != length)
+    return Part(value, cut=dimension, rounded=dtype)
+
+
 def lookup(columns: jax.Array, ids: jax.Array) -> jax.Array:
-    """Rows of a table, float32 (batch, length, features), of which every device of the axis `DATA` holds some columns.
+    """Rows of a table, float32 (batch, length, features), of which every device of `part_axis` holds some columns.
 
     ids: int (batch, length), this device's rows of the batch. All devices look up everyone's ids in their columns and
     exchange what they find. Backwards the same exchange brings each its own part of the gradient, already summed: at
     128 tokens a row and 32 rows a device, a hundredth of the bytes of the gradient of a table of 30,522 words.
     """
-    found = columns[jax.lax.all_gather(ids, DATA, tiled=True)].astype(jnp.float32)
-    return jax.lax.all_to_all(found, DATA, split_axis=0, concat_axis=found.ndim - 1, tiled=True)
+    axis = part_axis()
+    found = columns[jax.lax.all_gather(ids, axis, tiled=True)].astype(jnp.float32)
+    return jax.lax.all_to_all(found, axis, split_axis=0, concat_axis=found.ndim - 1, tiled=True)
 
 
 def scatter(gradients: Mapping[str, jax.Array], cuts: Cuts, axis_name: str) -> dict[str, jax.Array]:
-    """Sums over devices: of a gradient that is cut only this device's part."""
-    sums = jax.lax.psum({name: value for name, value in gradients.items() if name not in cuts}, axis_name)
-    parts = {
-        name: jax.lax.psum_scatter(gradients[name], axis_name, scatter_dimension=dimension, tiled=True)
-        for name, dimension in cuts.items()
+    """Sums over devices of gradients that are all cut: of each only this device's part."""
+    return {
+        name: jax.lax.psum_scatter(value, axis_name, scatter_dimension=cuts[name], tiled=True)
+        for name, value in gradients.items()
     }
-    return {name: parts[name] if name in cuts else sums[name] for name in gradients}
 
 
 def norm(gradients: Mapping[str, jax.Array], cuts: Cuts, axis_name: str) -> jax.Array:

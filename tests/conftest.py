@@ -26,6 +26,7 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import reviews  # noqa: E402
+from jax.experimental.compilation_cache.compilation_cache import reset_cache  # noqa: E402
 from safetensors.numpy import save_file  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -41,6 +42,16 @@ def forget_programs():
     """What a module compiled is dropped after it: over the whole suite it would come to gigabytes a process."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def no_cache():
+    """Programs that a cache must not give back: for chips that are not there, or of devices that would wait for each other."""
+    for enabled in (False, True):
+        jax.config.update("jax_enable_compilation_cache", enabled)
+        reset_cache()  # or it goes by what it was when first used
+        if not enabled:
+            yield
 
 
 @pytest.fixture(scope="session")

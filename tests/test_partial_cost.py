@@ -15,9 +15,10 @@ from ftjax.models.bert import BertConfig
 from ftjax.objectives import Term
 from ftjax.objectives.classification import Classification
 from ftjax.optimizer import adamw
-from ftjax.parallel import DATA, data_mesh, data_parallel
+from ftjax.parallel import parallel_step
 from ftjax.partition import count, label, split
-from ftjax.step import create_state, update
+from ftjax.sharding import DATA, Layout, data_mesh
+from ftjax.step import apart, create_state
 
 SPECS = ("all", "last:2,head", "head", "bias,head", "lora:8,head")
 ROWS, LENGTH = 16, 32
@@ -51,7 +52,7 @@ def compiled(spec, precision="float32", microbatches=2, prefix=False):
         batch = {name: batch[name] for name in ("attention_mask", "labels", "example_ids")}
         batch["prefix"] = np.zeros((ROWS, LENGTH, 768), np.float32)
     program = (
-        jax.jit(data_parallel(update, mesh), donate_argnums=0)
+        jax.jit(apart(parallel_step(Layout(mesh, zero1=False))), donate_argnums=0)
         .lower(shaped(dataclasses.replace(state, frozen={}), whole), shaped(state.frozen, whole), shaped(batch, rows))
         .compile()
     )

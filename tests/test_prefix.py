@@ -13,10 +13,11 @@ from ftjax.data.batches import batches, choose_buckets
 from ftjax.data.tokenize import Examples
 from ftjax.models import build
 from ftjax.objectives.classification import class_logits
-from ftjax.parallel import Compiled, data_mesh, replicate
+from ftjax.parallel import Compiled, replicate
 from ftjax.partition import label, split
 from ftjax.prefix import FrozenPrefix, Limits, prefix_step
 from ftjax.random import example_seeds
+from ftjax.sharding import data_mesh
 
 BATCH = 8
 

@@ -17,9 +17,10 @@ from ftjax.objectives import Term, average, measure
 from ftjax.objectives.classification import Classification, cross_entropy
 from ftjax.objectives.masked_lm import MaskedLM, mask_tokens
 from ftjax.optimizer import adamw, learning_rate_schedule
-from ftjax.parallel import Compiled, data_mesh, data_parallel, pmap_step, replicate, stack_state
+from ftjax.parallel import Compiled, parallel_step, pmap_step, replicate, split_batch
 from ftjax.partition import label
 from ftjax.random import example_seeds
+from ftjax.sharding import Layout, data_mesh
 from ftjax.step import create_state, train_step
 from ftjax.step import eval_step as pure_eval_step
 
@@ -211,7 +212,7 @@ def test_eight_devices_equal_one(spec, microbatches):
 
     def train(devices):
         mesh = data_mesh(devices)
-        step = Compiled(data_parallel(train_step, mesh), mesh, donate=True)
+        step = Compiled(parallel_step(Layout(mesh, zero1=False)), mesh, donate=True)
         state = replicate(make_state(spec, microbatches=microbatches, optimizer=SMALL_STEPS), mesh)
         history = []
         for batch in batches:
@@ -228,12 +229,13 @@ def test_pmap_equals_jit():
     batches = [random_batch(rows=16, seed=seed, unlabeled=3) for seed in range(2)]
     # SGD: Adam's quotient of two small numbers would magnify differences in the order of sums
     state, step = make_state(optimizer=SMALL_STEPS), jax.jit(train_step)
-    mapped_state, mapped = stack_state(make_state(optimizer=SMALL_STEPS)), pmap_step(train_step)
+    mapped_state, mapped = replicate(make_state(optimizer=SMALL_STEPS), data_mesh()), pmap_step(train_step)
     for batch in batches:
         state, metrics = step(state, batch)
-        mapped_state, mapped_metrics = mapped(mapped_state, batch)
+        mapped_state, mapped_metrics = mapped(mapped_state, split_batch(batch, 8))
         assert_same(metrics, mapped_metrics)
-    assert_same(state.params, jax.tree.map(lambda x: x[0], mapped_state.params), rtol=1e-4, atol=1e-6)
+    assert_same(state.params, mapped_state.params, rtol=1e-4, atol=1e-6)
+    assert all(value.sharding.is_fully_replicated for value in mapped_state.trainable.values())
 
 
 def compiled_step(spec, layers=4, **kwargs):

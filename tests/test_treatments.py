@@ -14,7 +14,7 @@ from ftjax.errors import InputError
 from ftjax.models import Lora, build, merge_lora, with_lora
 from ftjax.objectives import Term
 from ftjax.objectives.classification import Classification, class_logits
-from ftjax.optimizer import adamw, carry_over, learning_rate_schedule
+from ftjax.optimizer import adafactor, adamw, carry_over, learning_rate_schedule
 from ftjax.partition import KNOWN, PRESETS, Treatment, label, labels_of, lora_part, pattern, read_rules, treat, without_lora
 from ftjax.pretrained import load_pretrained, save_pretrained
 from ftjax.pretrained.load import add_lora
@@ -236,3 +236,29 @@ def test_an_export_holds_merged_kernels_and_no_low_rank_matrices(tiny_bert, tmp_
     )
     assert labels_of(treat(again.params, "head", layers=2)).keys() == again.params.keys()
     assert dataclasses.replace(again.model, lora=None) == again.model
+
+
+def test_moments_can_be_smaller_than_adamws_in_float32():
+    params = {"a.kernel": jnp.ones((256, 128)), "a.bias": jnp.ones((128,))}
+    size = lambda state: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))  # noqa: E731
+    whole, half, factored = (
+        size(optimizer.init(params))
+        for optimizer in (adamw(params, 1e-3), adamw(params, 1e-3, moment_dtype="bfloat16"), adafactor(params, 1e-3))
+    )
+    assert half == pytest.approx(6 / 8 * whole, rel=1e-3)
+    assert factored < 0.02 * whole
+
+
+def test_adafactor_by_hand():
+    """One step: mean squares of rows and columns in the place of squares, an update of root mean square 1 at most."""
+    rng = np.random.default_rng(0)
+    gradient, value = rng.standard_normal((2, 6, 4)).astype(np.float32)
+    optimizer = adafactor(["kernel"], 0.1, weight_decay=0.5, max_gradient_norm=None, min_dim_size_to_factor=4)
+    params = {"kernel": jnp.asarray(value)}
+    with jax.numpy_dtype_promotion("standard"):
+        updates, _ = optimizer.update({"kernel": jnp.asarray(gradient)}, optimizer.init(params), params)
+    squares = gradient**2
+    estimate = squares.mean(1, keepdims=True) * squares.mean(0, keepdims=True) / squares.mean()
+    update = gradient / np.sqrt(estimate)
+    update /= max(1.0, np.sqrt((update**2).mean()))
+    np.testing.assert_allclose(np.asarray(updates["kernel"]), -0.1 * (update + 0.5 * value), rtol=1e-4)

@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 from conftest import random_batch, tiny_model
 
-from ftjax import zero
+from ftjax import sharding, zero
 from ftjax.objectives import Term
 from ftjax.objectives.classification import Classification
 from ftjax.objectives.masked_lm import MaskedLM
 from ftjax.optimizer import adamw
-from ftjax.parallel import Compiled, data_mesh, data_parallel, place
+from ftjax.parallel import Compiled, parallel_step
 from ftjax.partition import label
-from ftjax.step import create_state, train_step, update
+from ftjax.sharding import Layout, data_mesh, spec
+from ftjax.step import apart, create_state
 
 SPECIAL = (0, 1, 2, 3, 4)
 
@@ -22,11 +23,11 @@ SPECIAL = (0, 1, 2, 3, 4)
 @pytest.fixture(autouse=True)
 def cut_small_arrays(monkeypatch):
     """The tests' model is tiny: let its matrices be cut."""
-    monkeypatch.setattr(zero, "SMALLEST", 64)
+    monkeypatch.setattr(sharding, "SMALLEST", 64)
 
 
-def make_state(spec="all", method="full", microbatches=1, precision="float32", clip=1e-2, vocab=64):
-    model, params = tiny_model(precision=precision, config={"vocab_size": vocab})
+def make_state(spec="all", method="full", microbatches=1, precision="float32", clip=1e-2):
+    model, params = tiny_model(precision=precision)
     terms = (Term("classification", 1.0, Classification(model)),)
     if method == "self-supervised":
         terms += (Term("masked_lm", 0.3, MaskedLM(model, 4, SPECIAL)),)
@@ -38,9 +39,9 @@ def make_state(spec="all", method="full", microbatches=1, precision="float32", c
 
 def trained(devices, zero1, steps=3, precision="float32", **kwargs):
     """(state, metrics of every step) after some steps on ragged batches with rows that have no label."""
-    mesh = data_mesh(devices)
-    step = Compiled(data_parallel(train_step, mesh, zero1=zero1, dtype=precision), mesh, donate=True)
-    state, history = place(make_state(precision=precision, **kwargs), mesh, zero1=zero1), []
+    layout = Layout(data_mesh(devices), zero1=zero1)
+    step = Compiled(parallel_step(layout, dtype=precision), layout.mesh, donate=True)
+    state, history = layout.place(make_state(precision=precision, **kwargs)), []
     for seed in range(steps):
         state, metrics = step(state, random_batch(rows=32, seed=seed, unlabeled=5))
         history.append(jax.tree.map(float, metrics))
@@ -52,16 +53,16 @@ def assert_close(one, other, rtol, atol):
 
 
 @pytest.mark.parametrize(
-    ("spec", "method", "microbatches", "vocab"),
+    ("spec", "method", "microbatches"),
     [
-        ("all", "full", 1, 64),
-        ("all", "full", 2, 65),  # a table that is cut by columns, in which devices look up each other's tokens
-        ("all", "self-supervised", 4, 65),  # and one that is read whole besides
-        ("last:1,head", "full", 2, 64),
+        ("all", "full", 1),
+        ("all", "full", 2),
+        ("all", "self-supervised", 4),  # with a table that is read whole besides
+        ("last:1,head", "full", 2),
     ],
 )
-def test_parts_on_eight_devices_equal_one_device(spec, method, microbatches, vocab):
-    options = {"spec": spec, "method": method, "microbatches": microbatches, "vocab": vocab}
+def test_parts_on_eight_devices_equal_one_device(spec, method, microbatches):
+    options = {"spec": spec, "method": method, "microbatches": microbatches}
     one, metrics = trained(jax.devices()[:1], False, **options)
     eight, metrics_of_parts = trained(jax.devices(), True, **options)
     assert_close(metrics, metrics_of_parts, 2e-5, 2e-6)
@@ -81,26 +82,33 @@ def test_bfloat16_differs_by_the_rounding_of_what_is_gathered():
 
 def test_a_device_holds_an_eighth_of_what_is_cut_and_its_moments():
     state, _ = trained(jax.devices(), True, steps=1)
-    cuts = {name: zero.cut(value.shape, 8) for name, value in state.trainable.items()}
-    assert sum(at is not None for at in cuts.values()) > 15
+    cuts = Layout(data_mesh()).cuts(state.trainable)
+    assert len(cuts) > 15
+    shapes = {state.trainable[name].shape for name in cuts}
     for leaf in [*state.trainable.values(), *jax.tree.leaves(state.optimizer_state)]:
-        share = 1 if zero.cut(leaf.shape, 8) is None else 8
-        assert leaf.addressable_shards[0].data.size * share == leaf.size
+        assert leaf.addressable_shards[0].data.size * (8 if leaf.shape in shapes else 1) == leaf.size
 
 
 def test_what_cannot_be_cut_evenly_is_cut_along_another_dimension_or_stays_whole():
-    assert zero.cut((30522, 768), 8) == 1
-    assert zero.cut((768, 3072), 8) == 0
-    assert zero.cut((30522, 770), 8) is None
-    assert zero.cut((3072,), 8) is None
-    assert zero.cut((2, 16), 8) is None  # small
-    assert zero.cut((768, 3072), 1) is None
+    cut = lambda name, shape, **sizes: tuple(spec(f"encoder.{name}", shape, sizes))  # noqa: E731
+    word, up, down = "embeddings.word.embedding", "layers.0.mlp.up.kernel", "layers.0.mlp.down.kernel"
+    assert cut(word, (30522, 768), fsdp=8) == (None, "fsdp")
+    assert cut(up, (768, 3072), fsdp=8) == ("fsdp", None)
+    assert cut(up, (770, 3072), fsdp=8) == (None, "fsdp")
+    assert cut(word, (30522, 770), fsdp=8) == (None, None)
+    assert cut("layers.0.mlp.up.bias", (2**17,), fsdp=8) == ()
+    assert cut(up, (2, 16), fsdp=8) == ()  # small
+    assert cut(up, (768, 3072), fsdp=1) == (None, None)
+    assert cut(up, (768, 3072), fsdp=4, tensor=2) == ("fsdp", "tensor")
+    assert cut(down, (3072, 768), fsdp=4, tensor=2) == ("tensor", "fsdp")
+    assert cut(up, (768, 3074), fsdp=4, tensor=4) == ("fsdp", None)
+    assert cut("classifier.kernel", (768, 3072), tensor=2) == (None, None)
 
 
 def test_gradients_are_summed_in_parts_and_no_large_array_is_summed_whole():
-    mesh = data_mesh()
-    state = place(make_state(), mesh, zero1=True)
-    step = Compiled(data_parallel(update, mesh, zero1=True), mesh, donate=True)
+    layout = Layout(data_mesh())
+    state = layout.place(make_state())
+    step = Compiled(apart(parallel_step(layout)), layout.mesh, donate=True)
     program = step.program(dataclasses.replace(state, frozen={}), state.frozen, random_batch(rows=32))
     text = program.as_text()
     assert "reduce-scatter(" in text

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from ftjax.config import StepConfig
 from ftjax.data.batches import make_batch
@@ -19,20 +19,23 @@ from ftjax.models.body import Config
 from ftjax.models.shapes import SHAPES
 from ftjax.objective import Vocabulary
 from ftjax.objectives import Batch
-from ftjax.parallel import DATA, shardings
 from ftjax.prefix import attached
-from ftjax.prepare import Data, Run, assemble, heads
+from ftjax.prepare import Data, Run, assemble, heads, layout_of
 from ftjax.pretrained.hub import model_directory
 from ftjax.pretrained.load import Pretrained, read_config, refuse_seq2seq, saved_labels, unnamed
+from ftjax.sharding import ROWS
 from ftjax.step import TrainState
 from ftjax.tasks import task_class
 
 SPECIAL_IDS, MASK_TOKEN_ID = (0, 101, 102, 103), 103  # of the English BERT vocabulary; the step costs the same with others
 
 
-def bare_run(config: StepConfig, train: Examples, say: Callable[[str], None]) -> Run:
+def bare_run(
+    config: StepConfig, train: Examples, devices: Sequence[jax.Device], memory_bytes: int | None, say: Callable[[str], None]
+) -> Run:
     """The run of a config whose parameters are shapes, on rows made up by `full_rows` or `random_rows`.
 
+    devices: that it is laid over, with the memory of each, which `--mesh auto` goes by; None: not known.
     Raises InputError for a model or settings as training would.
     """
     source, model_config = shape_of(config)
@@ -40,12 +43,13 @@ def bare_run(config: StepConfig, train: Examples, say: Callable[[str], None]) ->
         raise InputError(
             f"--max-length {config.max_length} is longer than the model's {model_config.max_position_embeddings} positions."
         )
-    labels = saved_labels(read_config(source)[1]) or unnamed(config.num_labels)
+    task = task_class(config.task).of(config)
+    labels = unnamed(task.num_labels or 0) or saved_labels(read_config(source)[1]) or unnamed(config.num_labels)
     if config.dropout is not None:
         model_config = model_config.with_dropout(config.dropout)
     continuations = b"\0\1".ljust(model_config.vocab_size, b"\0")  # some piece goes on with a word
     vocabulary = Vocabulary(0, min(MASK_TOKEN_ID, model_config.vocab_size - 1), SPECIAL_IDS, continuations)
-    task = dataclasses.replace(task_class(config.task).of(config), labels=labels).with_vocabulary(vocabulary)
+    task = dataclasses.replace(task, labels=labels).with_vocabulary(vocabulary)
     refuse_seq2seq(model_config, config.model)
     if task.head is None:
         raise InputError(f"--task {config.task}: its step has no plan and no benchmark yet.")
@@ -76,7 +80,7 @@ def bare_run(config: StepConfig, train: Examples, say: Callable[[str], None]) ->
         directory=Path(source),
         model=model,
         params=model.shapes,  # type: ignore[arg-type]  (shapes stand for values)
-        new=tuple(name for name in model.shapes if name.startswith(("classifier.", "masked_lm.", "lm_head."))),
+        new=tuple(name for name in model.shapes if name.startswith(("classifier.", "masked_lm."))),
         spelled={},
         dtypes={},
         carried=(),
@@ -84,7 +88,8 @@ def bare_run(config: StepConfig, train: Examples, say: Callable[[str], None]) ->
         classifier=kind,
         raw_config={},
     )
-    return assemble(config, data, pretrained, say)
+    layout = layout_of(config, devices, lambda: model, memory_bytes)
+    return assemble(config, data, pretrained, layout, say)
 
 
 def shape_of(config: StepConfig) -> tuple[Path | str, Config]:
@@ -123,7 +128,7 @@ def initial_params(run: Run) -> Params:
     return {name: initial_value(name, shapes[name].shape, key, wide) for name, key in zip(shapes, keys, strict=True)}
 
 
-def step_arguments(run: Run, mesh: Mesh) -> tuple[TrainState, Params, Batch]:
+def step_arguments(run: Run) -> tuple[TrainState, Params, Batch]:
     """What `Run.train_program` is compiled for: (state without what is frozen, that, batch), shapes that lie on the mesh."""
     stage, size, length = run.stages[0], run.config.batch_size, run.data.buckets[-1]
     state = jax.eval_shape(lambda params: run.new_state(0, params), run.pretrained.params)
@@ -131,11 +136,11 @@ def step_arguments(run: Run, mesh: Mesh) -> tuple[TrainState, Params, Batch]:
     batch = jax.eval_shape(lambda: make_batch(rows, np.arange(size), length, size, 0))
     if stage.prefix:
         batch = attached(stage.model, batch)
-    whole, rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(DATA))
-    apart = dataclasses.replace(state, frozen={})
+    rows = NamedSharding(run.layout.mesh, PartitionSpec(ROWS))
+    placed = jax.tree.map(_on, state, run.layout.shardings(state))
     return (
-        jax.tree.map(_on, apart, shardings(apart, mesh, zero1=run.zero1)),
-        jax.tree.map(lambda leaf: _on(leaf, whole), state.frozen),
+        dataclasses.replace(placed, frozen={}),
+        placed.frozen,
         jax.tree.map(lambda leaf: _on(leaf, rows), batch),
     )
 

@@ -27,7 +27,6 @@ from ftjax.data.prefetch import prefetch
 from ftjax.errors import InputError
 from ftjax.models.layers import dot
 from ftjax.models.shapes import SHAPES
-from ftjax.parallel import check_batch_size, data_mesh, place
 from ftjax.prefix import attached
 from ftjax.prepare import Run, prepare
 from ftjax.pretrained.load import read_config
@@ -39,12 +38,10 @@ IDLE = 0.05  # seconds between the two sides: the other one's threads spin for a
 def benchmark(config: BenchmarkConfig, say: Callable[[str], None]) -> dict[str, Any]:
     """What --json prints: times of steps after compilation, each waited for. Raises InputError for a user's mistake."""
     config.check()
-    mesh = data_mesh()
-    check_batch_size(config.batch_size, config.gradient_accumulation, mesh)
     if config.train_file is None:
         _, model_config = shape_of(config)
         rows = random_rows(config.batch_size * config.steps, config.max_length, model_config.vocab_size, config.num_labels)
-        run = bare_run(config, rows, lambda line: None)
+        run = bare_run(config, rows, jax.devices(), None, lambda line: None)
         run = dataclasses.replace(run, pretrained=dataclasses.replace(run.pretrained, params=initial_params(run)))
     elif config.model in SHAPES:
         raise InputError(f"--model {config.model}: a shape has no tokenizer for --train-file; give a directory or a hub id.")
@@ -115,9 +112,9 @@ class Trainer:
     """The state of a run and the program that trains it, as `ftjax train` has them."""
 
     def __init__(self, run: Run) -> None:
-        self.run, mesh = run, data_mesh()
-        self.program = run.train_program(mesh)
-        self.state = place(run.new_state(0, run.pretrained.params), mesh, zero1=run.zero1)
+        self.run = run
+        self.program = run.train_program()
+        self.state = run.state_of(0)
 
     def start(self, batch: dict[str, Any]) -> Any:
         """Begin a step; its metrics, which may still be on their way."""
@@ -214,7 +211,9 @@ class TorchStep:
         config, stage = run.config, run.stages[0]
         assert isinstance(config, BenchmarkConfig)
         if [term.name for term in stage.objective] != ["classification"] or stage.model.lora is not None:
-            raise InputError("--against torch: only --method full and partial without lora have a counterpart in PyTorch.")
+            raise InputError(
+                "--against torch: of classification only --method full and partial without lora have a counterpart in PyTorch."
+            )
         source, model_config = shape_of(config)
         if model_config.model_type != "bert":
             raise InputError(

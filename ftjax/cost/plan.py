@@ -7,11 +7,11 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from ftjax.config import PlanConfig
 from ftjax.cost import hlo
@@ -19,11 +19,12 @@ from ftjax.cost.bare import bare_run, full_rows, step_arguments
 from ftjax.cost.benchmark import matmul_flops
 from ftjax.cost.chips import Chip
 from ftjax.cost.flops import FORMULA, model_flops, program_flops
-from ftjax.cost.topology import mesh_of
+from ftjax.cost.topology import devices_of
 from ftjax.data.batches import make_batch
-from ftjax.parallel import DATA, Compiled, check_batch_size
+from ftjax.parallel import Compiled
 from ftjax.prefix import prefix_step
 from ftjax.prepare import Run
+from ftjax.sharding import ROWS
 from ftjax.step import train_step
 
 Say = Callable[[str], None]
@@ -37,24 +38,24 @@ ROOFLINE = (
 def plan(config: PlanConfig, say: Say) -> dict[str, Any]:
     """What --json prints. Raises InputError for a user's mistake, before anything is compiled where that can be told."""
     config.check()
-    mesh, chip = mesh_of(config.topology)
+    devices, chip = devices_of(config.topology)
     if config.search:
-        return search(config, mesh, chip, say)
-    return examine(config, mesh, chip, say)
+        return search(config, devices, chip, say)
+    return examine(config, devices, chip, say)
 
 
-def search(config: PlanConfig, mesh: Mesh, chip: Chip | None, say: Say) -> dict[str, Any]:
+def search(config: PlanConfig, devices: Sequence[jax.Device], chip: Chip | None, say: Say) -> dict[str, Any]:
     """The plan that trains the most examples a second among those that fit, with all that were tried under "search".
 
     For every sharding, with and without remat, the batch doubles from --batch-size on until it no longer fits or brings
     less than 1 %.
     """
     tried: list[dict[str, Any]] = []
-    shardings = ("zero1", "replicated") if mesh.size > 1 else ("replicated",)
-    for remat, sharding in [(remat, sharding) for remat in (False, True) for sharding in shardings]:
+    shardings = ("zero1", "replicated") if len(devices) > 1 else ("replicated",)
+    for remat, sharding in [(remat, sharding) for remat in ("none", "full") for sharding in shardings]:
         size, before = config.batch_size, 0.0
         while True:
-            found = examine(dataclasses.replace(config, batch_size=size, remat=remat, sharding=sharding), mesh, chip, say)
+            found = examine(dataclasses.replace(config, batch_size=size, remat=remat, sharding=sharding), devices, chip, say)
             tried.append(found)
             rate = found["predicted_examples_per_second"] or 0.0
             say(f"batch {size}, {how(found)}: " + (f"{rate:,.0f} examples/s" if found["fits"] else "does not fit"))
@@ -65,6 +66,7 @@ def search(config: PlanConfig, mesh: Mesh, chip: Chip | None, say: Say) -> dict[
     best = max(fitting, key=lambda found: found["predicted_examples_per_second"]) if fitting else tried[0]
     shown = (
         "batch_size",
+        "mesh",
         "sharding",
         "remat",
         "fits",
@@ -75,27 +77,29 @@ def search(config: PlanConfig, mesh: Mesh, chip: Chip | None, say: Say) -> dict[
     return best | {"search": [{name: found[name] for name in (*shown, "predicted_mfu")} for found in tried]}
 
 
-def examine(config: PlanConfig, mesh: Mesh, chip: Chip | None, say: Say) -> dict[str, Any]:
+def examine(config: PlanConfig, devices: Sequence[jax.Device], chip: Chip | None, say: Say) -> dict[str, Any]:
     """Compile one run's step and say what it takes."""
-    check_batch_size(config.batch_size, config.gradient_accumulation, mesh)
-    run = bare_run(config, full_rows(config.examples, config.max_length), lambda line: None)
+    memory_bytes = chip.memory_bytes if chip else None
+    run = bare_run(config, full_rows(config.examples, config.max_length), devices, memory_bytes, lambda line: None)
+    mesh = run.layout.mesh
     stage, length = run.stages[0], run.data.buckets[-1]
-    arguments = step_arguments(run, mesh)
+    arguments = step_arguments(run)
     what = {
         "model": config.model,
         "topology": config.topology,
         "chips": mesh.size // (chip.devices_per_chip if chip else 1),
         **{name: getattr(config, name) for name in ("method", "precision", "batch_size", "gradient_accumulation")},
+        "mesh": {axis: size for axis, size in mesh.shape.items() if size > 1},
         **{name: getattr(config, name) for name in ("sharding", "remat")},
         "train_parameters": config.spec,
         "length": length,
     }
     start = time.perf_counter()
     each = chip.devices_per_chip if chip else 1
-    available = each * (chip.memory_bytes if chip else memory_of(mesh.devices.flat[0]))
+    available = each * (chip.memory_bytes if chip else memory_of(devices[0]))
     parts = {name: bytes_of(tree) for name, tree in kept(arguments).items()}
     try:
-        program = run.train_program(mesh).program(*arguments)
+        program = run.train_program().program(*arguments)
     except jax.errors.JaxRuntimeError as error:
         if (needed := out_of_memory(str(error))) is None:
             raise
@@ -114,7 +118,7 @@ def examine(config: PlanConfig, mesh: Mesh, chip: Chip | None, say: Say) -> dict
         step, compute = times.total, times.compute
         collectives = [dataclasses.asdict(transfer) for transfer in times.transfers]
         if stage.prefix:
-            prefix_seconds = hlo.times(hlo.parse(prefix_program(run, mesh, arguments).as_text()), rates).total
+            prefix_seconds = hlo.times(hlo.parse(prefix_program(run, arguments).as_text()), rates).total
     else:
         peak = matmul_flops(config.precision)
         step = compute = asked / (peak * mesh.size)
@@ -188,10 +192,10 @@ def split_memory(program: Any, module: hlo.Module, parts: dict[str, int]) -> dic
     return parts | {"activations": activations, "temporaries": total - held - activations}
 
 
-def prefix_program(run: Run, mesh: Mesh, arguments: tuple[Any, ...]) -> Any:
+def prefix_program(run: Run, arguments: tuple[Any, ...]) -> Any:
     """The program that computes what the frozen layers make of a batch."""
-    size, length = run.config.batch_size, run.data.buckets[-1]
-    rows = NamedSharding(mesh, PartitionSpec(DATA))
+    size, length, mesh = run.config.batch_size, run.data.buckets[-1], run.layout.mesh
+    rows = NamedSharding(mesh, PartitionSpec(ROWS))
     batch = jax.eval_shape(lambda: make_batch(full_rows(size, length), range(size), length, size, 0))
     batch = {n: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows) for n, leaf in batch.items()}
     return Compiled(prefix_step(run.stages[0].model), mesh, donate=False).program(arguments[1], batch)
@@ -224,7 +228,7 @@ def show_plan(found: dict[str, Any]) -> None:
     for name, size in memory.items():
         line(f"  {name}", "–" if size is None else _gigabytes(size))
     if found["predicted_step_seconds"] is None:
-        print("\nTry a smaller --batch-size, more --gradient-accumulation, --remat, or --search.")
+        print("\nTry a smaller --batch-size, more --gradient-accumulation, --remat full, --mesh with fsdp, or --search.")
     else:
         show_figures(found)
     if "search" in found:
@@ -264,7 +268,8 @@ def line(name: str, text: str) -> None:
 
 def how(found: dict[str, Any]) -> str:
     """The choices that --search makes, but for the batch."""
-    return f"{found['sharding']}, remat" if found["remat"] else found["sharding"]
+    mesh = ",".join(f"{axis}={size}" for axis, size in found["mesh"].items()) or "one device"
+    return ", ".join([mesh, found["sharding"], *([f"remat {found['remat']}"] if found["remat"] != "none" else [])])
 
 
 def _gigabytes(number: int) -> str:

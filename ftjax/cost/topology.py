@@ -1,4 +1,4 @@
-"""Devices to compile for that need not be there: `--topology` -> a mesh."""
+"""Devices to compile for that need not be there: `--topology` -> devices."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ftjax.cost.chips import Chip, read_topology
 from ftjax.errors import InputError
 
 if TYPE_CHECKING:
-    from jax.sharding import Mesh
+    import jax
 
 LOCAL = ("cpu", "gpu")
 """Topologies that are the devices of this machine."""
@@ -34,19 +34,17 @@ def settle_environment(topology: str) -> None:
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # a kept program cannot be read again without its chip
 
 
-def mesh_of(topology: str) -> tuple[Mesh, Chip | None]:
-    """The mesh of a topology and its kind of chip (None: devices of this machine). See `settle_environment` for TPUs.
+def devices_of(topology: str) -> tuple[list[jax.Device], Chip | None]:
+    """The devices of a topology and their kind of chip (None: devices of this machine). See `settle_environment` for TPUs.
 
     Raises InputError for a size that the compiler does not know, and for a gpu that is not there.
     """
     import jax
     from jax.experimental import topologies
 
-    from ftjax.parallel import data_mesh
-
     if topology in LOCAL:
         try:
-            return data_mesh(jax.devices(topology)), None
+            return jax.devices(topology), None
         except RuntimeError:
             raise InputError(f"--topology {topology}: this machine has none that JAX can use; see ftjax doctor.") from None
     chip, lengths = read_topology(topology)
@@ -59,4 +57,4 @@ def mesh_of(topology: str) -> tuple[Mesh, Chip | None]:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"--topology {topology}: the TPU compiler knows no such slice ({reason}).") from None
     assert len(found) == math.prod(lengths) * chip.devices_per_chip, f"{topology}: {len(found)} devices"
-    return data_mesh(found), chip
+    return list(found), chip

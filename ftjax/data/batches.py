@@ -148,11 +148,16 @@ def batches(
     epoch: int = 0,
     start: int = 0,
     labeled_rows: int = 0,
+    part: slice | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The batches of an epoch from number `start` on. labeled_rows: of each batch, see `plan_mixed_epoch`; 0: as they come."""
+    """The batches of an epoch from number `start` on. labeled_rows: of each batch, see `plan_mixed_epoch`; 0: as they come.
+
+    part: which rows of every batch are made, where other processes make the others; None: all.
+    """
     if labeled_rows and seed is not None:
         plan = plan_mixed_epoch(examples.lengths, examples.labeled, buckets, batch_size, labeled_rows, seed=seed, epoch=epoch)
     else:
         plan = plan_epoch(examples.lengths, buckets, batch_size, seed=seed, epoch=epoch)
+    own = slice(0, batch_size) if part is None else part
     for length, rows in plan[start:]:
-        yield make_batch(examples, rows, length, batch_size, pad_token_id)
+        yield make_batch(examples, rows[own], length, own.stop - own.start, pad_token_id)

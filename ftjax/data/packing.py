@@ -128,9 +128,11 @@ def packed_batches(
     seed: int | None,
     epoch: int = 0,
     start: int = 0,
+    part: slice | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The batches of an epoch from number `start` on."""
-    row_length = examples.row_length
+    """The batches of an epoch from number `start` on. part: which rows of each are made; None: all."""
+    own, row_length = slice(0, batch_size) if part is None else part, examples.row_length
     rows = pack(examples.lengths, row_length, seed=seed, epoch=epoch)
     for first in range(start * batch_size, len(rows), batch_size):
-        yield make_packed(examples, rows[first : first + batch_size], first, row_length, batch_size, pad_token_id)
+        made = rows[first : first + batch_size][own]
+        yield make_packed(examples, made, first + own.start, row_length, own.stop - own.start, pad_token_id)

@@ -51,12 +51,17 @@ def pair_batches(
     seed: int | None,
     epoch: int = 0,
     start: int = 0,
+    part: slice | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The batches of an epoch from number `start` on; buckets are those of the sources. `labels` is int32 (batch, target)."""
+    """The batches of an epoch from number `start` on; buckets are those of the sources. `labels` is int32 (batch, target).
+
+    part: which rows of each batch are made; None: all.
+    """
+    own = slice(0, batch_size) if part is None else part
     targets = target_lengths(examples.labels)
     both = np.stack([examples.lengths, targets], axis=1)
     plan = plan_pairs(both, (buckets, choose_buckets(targets, most=TARGET_BUCKETS)), batch_size, seed=seed, epoch=epoch)
     for (source, target), rows in plan[start:]:
-        batch = make_batch(examples, rows, source, batch_size, pad_token_id)
+        batch = make_batch(examples, rows[own], source, own.stop - own.start, pad_token_id)
         labels = batch["labels"][:, :target]
         yield batch | {"labels": np.pad(labels, ((0, 0), (0, target - labels.shape[1])), constant_values=-100)}

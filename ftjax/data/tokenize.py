@@ -154,9 +154,11 @@ def tokenized(
                 which = encoding.sequence_ids or [None]
                 places += [at if i == text else (0, 0) for at, i in zip(encoding.offsets or [(0, 0)], which, strict=True)]
     lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+    with refusing("The model's tokenizer numbers its tokens as no vocabulary does"):
+        tokens, token_types = (np.fromiter((t for r in part for t in r), np.int32, lengths.sum()) for part in (ids, types))
     return Examples(
-        tokens=np.fromiter((t for row in ids for t in row), np.int32, lengths.sum()),
-        token_types=np.fromiter((t for row in types for t in row), np.int32, lengths.sum()),
+        tokens=tokens,
+        token_types=token_types,
         starts=np.concatenate([[0], lengths.cumsum()]),
         labels=np.full(len(ids), NO_LABEL, np.int32),
         truncated=truncated,

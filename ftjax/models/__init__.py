@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ftjax import zero
 from ftjax.models import nf4
 from ftjax.models.bert import BertConfig
 from ftjax.models.body import OF_TOKENS, Body, Classifier, Config
@@ -24,7 +25,7 @@ from ftjax.models.distilbert import DistilBertConfig
 from ftjax.models.electra import ElectraConfig
 from ftjax.models.gemma import Gemma2Config, Gemma3Config
 from ftjax.models.gpt2 import GPT2Config
-from ftjax.models.heads import TextModel, leading
+from ftjax.models.heads import Remat, TextModel, leading
 from ftjax.models.layers import Dense, column_norms, low_rank_weight
 from ftjax.models.llama import LlamaConfig, MistralConfig
 from ftjax.models.mpnet import MPNetConfig, MPNetEncoder
@@ -79,7 +80,7 @@ class Model:
 
     `shapes` gives every parameter's name, shape and dtype without materialising it. heads: the arguments of `build`.
     frozen: for the embeddings and every layer, whether nothing in it trains, so that its dropout is off; () if all is on.
-    remat: whether layers are computed again in the backward pass, which saves memory.
+    remat: what layers compute again in the backward pass, which saves memory, see `TextModel.remembered`.
     in_4bit: the dense layers whose kernel is kept in 4 bits, see `ftjax.models.nf4`.
     """
 
@@ -91,16 +92,19 @@ class Model:
     frozen: tuple[bool, ...] = ()
     lora: Lora | None = None
     in_4bit: tuple[str, ...] = ()
-    remat: bool = False
+    remat: Remat = "none"
 
     def bind(self, params: Params) -> Any:
         """The module with these values in it, a `TextModel` or a `T5`. Cheap and traceable: use it inside jit and grad.
 
-        Parameters may be left out, as long as the parts of the module that need them are not called.
+        Parameters may be left out, as long as the parts of the module that need them are not called; one that is smaller
+        than its shape is this device's part, gathered when it is read (see `ftjax.zero`).
         """
-        leaves = [(path, nnx.Param(params.get(dotted(path)))) for path in self.paths]
+        precision = dict(self.heads)["precision"]
+        names = {path: dotted(path) for path in self.paths}
+        leaves = [(path, zero.parameter(params.get(name), self.shapes[name].shape, precision)) for path, name in names.items()]
         module = nnx.merge(self.graph, nnx.from_flat_state(leaves))
-        module.remat = self.remat
+        module.remat, module.in_parts = self.remat, any(isinstance(leaf, zero.Part) for _, leaf in leaves)
         return module
 
     @property

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import jax
@@ -374,8 +374,16 @@ class Decoder(nnx.Module):
         kind = context.kinds[self.kind_of[number]]
         return self.layers[number](hidden, kind, own, read=context.read if readout else None)[0]
 
-    def scan(self, numbers: Sequence[int], hidden: jax.Array, context: Context, seeds: Sequence[jax.Array | None]) -> jax.Array:
+    def scan(
+        self,
+        numbers: Sequence[int],
+        hidden: jax.Array,
+        context: Context,
+        seeds: Sequence[jax.Array | None],
+        remembered: Callable[..., Any],
+    ) -> jax.Array:
         """The output of consecutive layers (`seeds`: for each one): what `layer` gives, compiled once for all that are alike.
+        remembered: makes of a layer one that keeps less for the backward pass.
 
         Compiling does not get slower with depth; the price is a copy of the layers' parameters, stacked, and of their
         gradients. Layers with and without dropout are not alike: a frozen layer stays outside the backward pass.
@@ -394,12 +402,12 @@ class Decoder(nnx.Module):
             kinds = jnp.asarray([self.kind_of[n] for n in run], jnp.int32)
             masks = None if own[run[0]] is None else jnp.stack([own[n] for n in run])
 
-            def step(hidden: jax.Array, layer: Any, graph: nnx.GraphDef = graph) -> tuple[jax.Array, None]:
-                state, kind, seeds = layer
+            def one(hidden: jax.Array, state: Any, kind: jax.Array, seeds: Any, graph: nnx.GraphDef = graph) -> jax.Array:
                 chosen = context.kinds[0] if len(self.kinds) == 1 else jax.tree.map(lambda x: x[kind], every)
-                return nnx.merge(graph, state)(hidden, chosen, seeds)[0], None
+                return nnx.merge(graph, state)(hidden, chosen, seeds)[0]
 
-            hidden, _ = jax.lax.scan(step, hidden, (stacked, kinds, masks))
+            step = remembered(one)
+            hidden, _ = jax.lax.scan(lambda h, layer, step=step: (step(h, *layer), None), hidden, (stacked, kinds, masks))
         return hidden
 
     def finish(self, hidden: jax.Array) -> jax.Array:
@@ -446,6 +454,9 @@ class NextTokenHead(nnx.Module):
         self.kernel = nnx.Param(jnp.zeros((config.hidden_size, config.vocab_size))) if own else None
         self.softcap, self.dtype = config.design.logit_softcap, dtype
 
-    def __call__(self, hidden: jax.Array, embedding: jax.Array) -> jax.Array:
-        kernel = embedding.T if self.kernel is None else self.kernel[...]
-        return softcap(matmul(hidden, kernel, self.dtype), self.softcap)
+    def matrix(self, body: Decoder) -> jax.Array:
+        """What hidden states are multiplied by, (hidden, vocabulary)."""
+        return body.vocabulary().T if self.kernel is None else self.kernel[...]
+
+    def __call__(self, hidden: jax.Array, matrix: jax.Array) -> jax.Array:
+        return softcap(matmul(hidden, matrix, self.dtype), self.softcap)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,9 @@ from ftjax.models.body import OF_TOKENS, Body, Classifier, Config
 from ftjax.models.decoder import Decoder, NextTokenHead
 from ftjax.models.layers import ACTIVATIONS, Dense, LayerNorm, dot, mean_pool
 from ftjax.random import dropout, fold_in
+from ftjax.zero import all_but_gathered
+
+Remat = Literal["none", "dots", "full"]
 
 BODY_SEED, POOLED_SEED, UNPOOLED_SEED = range(3)  # what `ftjax.random.fold_in` tells an example's uses of its seed apart by
 
@@ -33,9 +37,13 @@ class MaskedLMHead(nnx.Module):
         self.activation = ACTIVATIONS[config.masked_lm_activation]
         self.dtype = dtype
 
-    def __call__(self, hidden: jax.Array, embedding: jax.Array) -> jax.Array:
+    def matrix(self, body: Body) -> jax.Array:
+        """What hidden states are multiplied by, (vocabulary, hidden)."""
+        return body.vocabulary()
+
+    def __call__(self, hidden: jax.Array, matrix: jax.Array) -> jax.Array:
         hidden = self.norm(self.activation(self.transform(hidden)))
-        logits = dot("...h,vh->...v", hidden, embedding, self.dtype)
+        logits = dot("...h,vh->...v", hidden, matrix, self.dtype)
         return logits + jnp.broadcast_to(self.bias[...].astype(logits.dtype), logits.shape)
 
 
@@ -75,7 +83,8 @@ class TextModel(nnx.Module):
         self.pooled, self.pooling, self.averaged = classifier == "pooled", config.pooling, classifier == "mean"
         self.of_tokens = classifier in OF_TOKENS
         self.dropout_rate = config.dropout_of(classifier)
-        self.remat = False
+        self.remat: Remat = "none"
+        self.in_parts = False
 
     @property
     def body(self) -> Body:
@@ -103,7 +112,6 @@ class TextModel(nnx.Module):
             layer, whether its dropout is off in any case.
         readout: the last one is what a classifier reads, (batch, 1, hidden): one position, or with `mean` their average;
             all of it where the classifier is one of tokens.
-        Where `remat` is set, what is inside a layer is computed again in the backward pass instead of kept.
         """
         body, layers = self.body, len(self.body.layers)
         whole, stop = stop is None, layers if stop is None else stop
@@ -117,16 +125,31 @@ class TextModel(nnx.Module):
         single = readout and not self.averaged and not self.of_tokens and stop == layers
         alone = stop - 1 if single else stop
         if self.scan and isinstance(body, Decoder) and start < alone:
-            states.append(body.scan(range(start, alone), states[-1], context, by_stage[start + 1 : alone + 1]))
+            among = by_stage[start + 1 : alone + 1]
+            states.append(body.scan(range(start, alone), states[-1], context, among, self.remembered))
             start = alone
         for number in range(start, stop):
             layer = functools.partial(body.layer, number, readout=single and number == layers - 1)
-            states.append((jax.checkpoint(layer) if self.remat else layer)(states[-1], context, by_stage[number + 1]))
+            states.append(self.remembered(layer)(states[-1], context, by_stage[number + 1]))
         if readout and self.averaged and start < stop == layers:
             states[-1] = average(states[-1], batch["attention_mask"])[:, None]
         if whole:
             states[-1] = body.finish(states[-1])
         return states
+
+    def remembered(self, layer: Callable[..., Any]) -> Callable[..., Any]:
+        """The layer that keeps for the backward pass what `remat` allows, and in no case what it has gathered.
+
+        none: all that is computed; dots: the outputs of dense layers; full: nothing.
+        """
+        policies = jax.checkpoint_policies
+        if self.remat == "full":
+            return jax.checkpoint(layer)
+        if self.remat == "dots":
+            return jax.checkpoint(layer, policy=policies.dots_with_no_batch_dims_saveable)
+        if self.in_parts:
+            return jax.checkpoint(layer, policy=all_but_gathered)
+        return layer
 
     def pool(self, hidden: jax.Array, *, seeds: jax.Array | None = None) -> jax.Array:
         """Last hidden state (batch, length or 1, hidden) to activation(dense(first token)), (batch, hidden)."""
@@ -143,7 +166,14 @@ class TextModel(nnx.Module):
         read = self.pool(hidden, seeds=seeds) if self.pooled else hidden if self.of_tokens else hidden[:, 0]
         return self.classifier(dropout(read, self.dropout_rate, None if seeds is None else fold_in(seeds, POOLED_SEED)))
 
+    def vocabulary_head(self) -> Callable[[jax.Array], jax.Array]:
+        """What makes float32 logits over the vocabulary of hidden states (..., hidden).
+
+        The matrix is read now: a loop over blocks of positions does not gather it in every turn.
+        """
+        head = self.lm_head if self.causal_lm else self.masked_lm
+        return functools.partial(head, matrix=head.matrix(self.body))
+
     def vocabulary_logits(self, hidden: jax.Array) -> jax.Array:
         """Hidden states (..., hidden) to float32 logits over the vocabulary; give only the positions that need them."""
-        head = self.lm_head if self.causal_lm else self.masked_lm
-        return head(hidden, self.body.vocabulary())
+        return self.vocabulary_head()(hidden)

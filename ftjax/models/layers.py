@@ -75,7 +75,7 @@ def matmul(x: jax.Array, kernel: jax.Array, dtype: jnp.dtype) -> jax.Array:
 
 def _matmul_forward(x: jax.Array, kernel: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     like = (jnp.zeros((0,), x.dtype), jnp.zeros((0,), kernel.dtype))
-    return matmul(x, kernel, dtype), (x.astype(dtype), kernel.astype(dtype), *like)
+    return matmul(x, kernel, dtype), (x.astype(dtype), kernel, *like)  # the kernel as it is: a copy would stay until then
 
 
 def _matmul_backward(dtype: jnp.dtype, saved: tuple[jax.Array, ...], g: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -225,8 +225,10 @@ class Embedding(nnx.Module):
         self.features = features
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        table = self.embedding[...]
-        return table[ids].astype(jnp.float32) if table.shape[1] == self.features else zero.lookup(table, ids)
+        table = self.embedding.get_raw_value()
+        if table.shape[1] < self.features:
+            return zero.lookup(table, ids)
+        return self.embedding[...][ids].astype(jnp.float32)
 
 
 class LayerNorm(nnx.Module):

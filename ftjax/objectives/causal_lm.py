@@ -105,6 +105,6 @@ class CausalLM:
         module = self.model.bind(params)
         labels = next_tokens(batch)
         hidden = module.hidden_states(batch, seeds=seeds, frozen=self.model.frozen)[-1]
-        total, right = blockwise(module.vocabulary_logits, hidden, labels, self.block)
+        total, right = blockwise(module.vocabulary_head(), hidden, labels, self.block)
         weight = (labels >= 0).astype(jnp.float32).sum()
         return (total, weight), {"causal_lm_accuracy": (right, weight)}

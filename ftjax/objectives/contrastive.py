@@ -2,7 +2,8 @@
 
 THESE LOSSES COMPARE ROWS OF A BATCH WITH EACH OTHER, so they are the only ones that depend on how rows are batched: cut
 into microbatches (gradient accumulation) or mapped over devices with pmap, a row meets those of its own part only, and
-the update is not that of the whole batch. Under jit a batch spread over devices still is one batch.
+the update is not that of the whole batch. A batch spread over the devices of a mesh still is one batch: each device
+compares its rows with all.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from ftjax.models.layers import dot, mean_pool
 from ftjax.objectives import NO_LABEL, Average, Batch
 from ftjax.objectives.classification import cross_entropy
 from ftjax.random import fold_in
+from ftjax.sharding import row_axes
 
 Pooling = Literal["mean", "first-token"]
 """A row's embedding: the mean of its last hidden states over the attention mask, or the first one."""
@@ -42,26 +44,45 @@ def cosine_similarity(a: jax.Array, b: jax.Array) -> jax.Array:
     return dot("ih,jh->ij", unit(a), unit(b), jnp.dtype(jnp.float32))
 
 
-def info_nce(similarity: jax.Array, real: jax.Array, temperature: float) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """-log exp(s_ii / τ) / Σ_j exp(s_ij / τ) for every row i, its weight, and 1 where s_ii is the largest: float32 (batch,).
+def everyones(rows: jax.Array) -> jax.Array:
+    """The rows (batch, ...) of all devices that a batch is spread over, in its order."""
+    axes = row_axes()
+    return jax.lax.all_gather(rows, axes, tiled=True) if axes else rows
 
-    similarity float32 (batch, batch); real bool (batch,): other rows are neither anchors (weight 0) nor negatives.
+
+def own_places(batch: int) -> jax.Array:
+    """Where this device's rows stand among `everyones`, int32 (batch,)."""
+    axes = row_axes()
+    return jnp.arange(batch, dtype=jnp.int32) + (jax.lax.axis_index(axes) * batch if axes else 0)
+
+
+def info_nce(
+    similarity: jax.Array, real: jax.Array, temperature: float, places: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """-log exp(s_ii / τ) / Σ_j exp(s_ij / τ) for every row i, its weight, and 1 where s_ii is the largest: float32 (rows,).
+
+    similarity float32 (rows, batch); real bool (batch,): other rows are neither anchors (weight 0) nor negatives.
+    places: int32 (rows,), which of the batch they are; None: all.
     """
-    batch = len(real)
-    logits = jnp.where(jnp.broadcast_to(real[None, :], (batch, batch)), similarity / temperature, jnp.finfo(jnp.float32).min)
-    own = jnp.where(real, jnp.arange(batch), NO_LABEL)
+    places = jnp.arange(len(real), dtype=jnp.int32) if places is None else places
+    logits = jnp.where(jnp.broadcast_to(real[None, :], similarity.shape), similarity / temperature, jnp.finfo(jnp.float32).min)
+    own = jnp.where(real[places], places, NO_LABEL)
     losses, weights = cross_entropy(logits, own)
     return losses, weights, weights * (logits.argmax(-1) == own).astype(jnp.float32)
 
 
-def pair_regression(similarity: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(s_ij - [y_i = y_j])² of every pair i < j, its weight, and 1 where s_ij > 1/2 tells equal labels: (batch, batch).
+def pair_regression(
+    similarity: jax.Array, labels: jax.Array, places: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(s_ij - [y_i = y_j])² of every pair i < j, its weight, and 1 where s_ij > 1/2 tells equal labels: (rows, batch).
 
-    similarity float32 (batch, batch); labels int (batch,), pairs with a negative one give 0 with weight 0.
+    similarity float32 (rows, batch); labels int (batch,), pairs with a negative one give 0 with weight 0.
+    places: int32 (rows,), which of the batch the rows i are; None: all.
     """
-    shape = similarity.shape
-    y_i, y_j = jnp.broadcast_to(labels[:, None], shape), jnp.broadcast_to(labels[None, :], shape)
-    weights = jnp.triu((y_i >= 0) & (y_j >= 0), 1).astype(jnp.float32)
+    shape, places = similarity.shape, jnp.arange(len(labels), dtype=jnp.int32) if places is None else places
+    y_i, y_j = jnp.broadcast_to(labels[places][:, None], shape), jnp.broadcast_to(labels[None, :], shape)
+    after = places[:, None] < jnp.arange(len(labels), dtype=jnp.int32)[None, :]
+    weights = (after & (y_i >= 0) & (y_j >= 0)).astype(jnp.float32)
     equal = y_i == y_j
     right = weights * ((similarity > 0.5) == equal).astype(jnp.float32)
     return weights * (similarity - equal.astype(jnp.float32)) ** 2, weights, right
@@ -86,8 +107,8 @@ class DropoutPairs:
             embeddings(self.model, params, batch, None if seeds is None else fold_in(seeds, view), self.pooling)
             for view in (FIRST_SEED, SECOND_SEED)
         )
-        real = batch["example_ids"] >= 0
-        losses, weights, right = info_nce(cosine_similarity(first, second), real, self.temperature)
+        real, places = everyones(batch["example_ids"] >= 0), own_places(len(first))
+        losses, weights, right = info_nce(cosine_similarity(first, everyones(second)), real, self.temperature, places)
         return (losses.sum(), weights.sum()), {"contrastive_accuracy": (right.sum(), weights.sum())}
 
 
@@ -106,5 +127,6 @@ class LabelPairs:
     def __call__(self, params: Params, batch: Batch, seeds: jax.Array | None) -> tuple[Average, dict[str, Average]]:
         rows = embeddings(self.model, params, batch, seeds, self.pooling)
         labels = jnp.where(batch["example_ids"] >= 0, batch["labels"], NO_LABEL)
-        losses, weights, right = pair_regression(cosine_similarity(rows, rows), labels)
+        similarity = cosine_similarity(rows, everyones(rows))
+        losses, weights, right = pair_regression(similarity, everyones(labels), own_places(len(rows)))
         return (losses.sum(), weights.sum()), {"pair_accuracy": (right.sum(), weights.sum())}

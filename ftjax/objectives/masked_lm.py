@@ -131,11 +131,18 @@ class MaskedLM:
             )
 
     def __call__(self, params: Params, batch: Batch, seeds: jax.Array | None) -> tuple[Average, dict[str, Average]]:
-        total, right, weight = self.by_row(params, batch, seeds).sum(0)
-        return (total, weight), {"masked_lm_accuracy": (right, weight)}
+        losses, right, weights = self.by_token(params, batch, seeds)
+        return (losses.sum(), weights.sum()), {"masked_lm_accuracy": (right.sum(), weights.sum())}
 
     def by_row(self, params: Params, batch: Batch, seeds: jax.Array | None) -> jax.Array:
         """Of each row the nats of its masked tokens, how many were the likeliest, how many there are: float32 (batch, 3)."""
+        return jnp.stack([value.sum(-1) for value in self.by_token(params, batch, seeds)], axis=-1)
+
+    def by_token(self, params: Params, batch: Batch, seeds: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Of each masked token its nats, whether it was the likeliest, and its weight: float32 (batch, most).
+
+        Apart: of arrays in one stack XLA would not see that the weights alone need no forward pass.
+        """
         continues = None
         if self.whole_word:
             continues = jnp.asarray(np.frombuffer(self.continuations, np.uint8) > 0)[batch["input_ids"]]
@@ -157,4 +164,4 @@ class MaskedLM:
         logits = module.vocabulary_logits(jnp.take_along_axis(hidden[-1], masked.positions[..., None], axis=1))
         losses, weights = cross_entropy(logits, masked.labels)
         right = weights * (logits.argmax(-1) == masked.labels).astype(jnp.float32)
-        return jnp.stack([losses.sum(-1), right.sum(-1), weights.sum(-1)], axis=-1)
+        return losses, right, weights

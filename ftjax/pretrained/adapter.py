@@ -124,7 +124,10 @@ def read_adapter(directory: Path) -> Adapter:
             raise InputError(f"{directory / CONFIG}: {name}={value!r} is not supported.")
     if (start := config.get("init_lora_weights")) not in UNCHANGED_BASE:
         raise InputError(f"{directory / CONFIG}: init_lora_weights={start!r} changes the base model, which is not supported.")
-    numbers = {"r": config.get("r"), "lora_alpha": config.get("lora_alpha"), **(config.get("alpha_pattern") or {})}
+    pattern, kind = config.get("alpha_pattern") or {}, config.get("task_type")
+    if not isinstance(pattern, dict) or not isinstance(kind, str | None):
+        raise InputError(f"{directory / CONFIG}: alpha_pattern must be an object and task_type a name.")
+    numbers = {"r": config.get("r"), "lora_alpha": config.get("lora_alpha"), **pattern}
     for name, value in numbers.items():
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
             raise InputError(f"{directory / CONFIG}: {name} is {value!r}, not a positive number.")
@@ -134,7 +137,7 @@ def read_adapter(directory: Path) -> Adapter:
         raise InputError(f"{directory / CONFIG}: lora_dropout is {rate!r}, not at least 0 and below 1.")
     if not (directory / WEIGHTS).is_file():
         raise InputError(f"{directory}: no {WEIGHTS}; adapters in other files are not read.")
-    ending = dict(OF_TOKENS.values()).get(config.get("task_type"))
+    ending = dict(OF_TOKENS.values()).get(kind)
     changes = {} if ending is None else {"architectures": [ending]}  # all that PEFT keeps of the class that it adapted
     if (directory / CHANGES).is_file():
         changes = read_json(directory / CHANGES)
@@ -217,7 +220,9 @@ def attach(model: Model, params: Params, adapter: Adapter, table: NameTable) -> 
                 found[name] = (a[used].T, b[out][:, used].T, gain, _scale(adapter.config, theirs, len(a)))
     rank = max(a.shape[1] for a, *_ in found.values())
     scale = max(scale for *_, scale in found.values())
-    lora = Lora(rank, scale * rank, tuple(found), float(adapter.config["lora_dropout"]), bool(adapter.config.get("use_dora")))
+    lora = Lora(
+        rank, scale * rank, tuple(found), float(adapter.config.get("lora_dropout", 0.0)), bool(adapter.config.get("use_dora"))
+    )
     added: Params = {}
     for name, (a, b, magnitude, own) in found.items():
         fill = rank - a.shape[1]

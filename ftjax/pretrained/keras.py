@@ -56,6 +56,8 @@ class KerasWeights:
         size, found = path.stat().st_size, {}
 
         def collect(name: str, item: Any) -> None:  # links to other places and other files are never followed
+            if isinstance(name, bytes):
+                raise ValueError("a name is not UTF-8")
             if isinstance(item, h5py.Dataset):
                 stored = item.id.get_storage_size() if not item.is_virtual and not item.external else -1
                 found[name] = (item.shape or (), item.dtype, item.dtype.itemsize * (item.size or 0), stored)

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -85,11 +86,7 @@ def read_config(directory: Path | str, adapter: Path | None = None) -> tuple[Con
     else:
         source = directory if gguf.is_gguf(directory) else directory / "config.json"
         raw = gguf.raw_config(source) if gguf.is_gguf(source) else read_json(source)
-    for name, kind in NOTES.items():
-        if not isinstance(value := raw.get(name), kind | None):
-            raise InputError(f"{source}: {name} is {value!r}, which is no {kind.__name__}.")
-    if not all(isinstance(name, str) for name in raw.get("architectures") or ()):
-        raise InputError(f"{source}: architectures is {raw['architectures']!r}, not a list of names.")
+    _check_notes(raw, source)
     model_type = raw.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIGS:
         near = did_you_mean(str(model_type), CONFIGS)
@@ -97,7 +94,19 @@ def read_config(directory: Path | str, adapter: Path | None = None) -> tuple[Con
             f"{directory}: architecture {model_type!r} is not supported; supported are: {', '.join(CONFIGS)}.{near}"
         )
     config = CONFIGS[model_type].from_dict(raw, str(source))
-    return config, raw if adapter is None else read_adapter(adapter).config_after(raw), table_of(config)
+    if adapter is not None:
+        raw = read_adapter(adapter).config_after(raw)
+        _check_notes(raw, adapter)
+    return config, raw, table_of(config)
+
+
+def _check_notes(raw: dict[str, Any], source: Path) -> None:
+    """InputError for a config.json whose words on its task are of another type than they must be."""
+    for name, kind in NOTES.items():
+        if not isinstance(value := raw.get(name), kind | None):
+            raise InputError(f"{source}: {name} is {value!r}, which is no {kind.__name__}.")
+    if not all(isinstance(name, str) for name in raw.get("architectures") or ()):
+        raise InputError(f"{source}: architectures is {raw['architectures']!r}, not a list of names.")
 
 
 def refuse_seq2seq(config: Config, source: str) -> None:
@@ -170,10 +179,11 @@ def spell(weights: Weights, table: NameTable, directory: Path) -> dict[str, str]
     return spelled
 
 
-def read_parameter(weights: Weights, name: str, shape: tuple[int, ...], *, transposed: bool) -> jax.Array:
+def read_parameter(weights: Weights, name: str, shape: tuple[int, ...], *, transposed: bool) -> np.ndarray:
     """A tensor as a float32 parameter of our shape.
 
-    On a CPU the array read into is the parameter: `device_put` takes one at a multiple of 64 bytes as it is, without a copy.
+    On a CPU the array read into becomes the parameter: `device_put` takes one at a multiple of 64 bytes as it is, without
+    a copy.
     """
     size = math.prod(shape)
     memory = np.empty(size + 16, np.float32)
@@ -182,7 +192,7 @@ def read_parameter(weights: Weights, name: str, shape: tuple[int, ...], *, trans
     target = value.T if transposed else value
     for where, block in weights.blocks(name):
         target[where] = block
-    return jax.device_put(value)
+    return value
 
 
 def check_copies(
@@ -216,6 +226,7 @@ def load_pretrained(
     precision: str = "float32",
     dropout: float | None = None,
     seed: int = 0,
+    put: Callable[[str, np.ndarray], jax.Array] | None = None,
     from_scratch: bool = False,
 ) -> Pretrained:
     """Load a model with the heads asked for.
@@ -231,6 +242,7 @@ def load_pretrained(
     precision: operand dtype of dot products, "float32" or "bfloat16"; parameters are float32 either way.
     dropout: a rate for all dropout instead of the config's.
     seed: for what is initialised; each parameter's value depends on the seed and its own name alone.
+    put: (name, whole value) -> the array to keep, as soon as a parameter has been read; None: whole, on one device.
     from_scratch: read config.json alone, and initialise every parameter.
 
     Raises InputError for a missing or damaged directory, an unsupported architecture, unexpected, misshapen or
@@ -300,7 +312,8 @@ def load_pretrained(
 
     params = _initialised(model, new, seed)
     for ours, name in read.items():
-        params[ours] = read_parameter(weights, name, model.shapes[ours].shape, transposed=named[ours][1])
+        value = read_parameter(weights, name, model.shapes[ours].shape, transposed=named[ours][1])
+        params[ours] = jax.device_put(value) if put is None else put(ours, value)
     if masked_lm or causal_lm or not config.classifiers:  # without a classifier: a model that always predicts tokens
         check_copies(weights, table, spelled, read, params, directory)
     replaced = () if adapted is None else tuple(ours for ours, name in read.items() if name.partition("/")[0] in adapted.whole)

@@ -133,11 +133,11 @@ def safetensors_files(directory: Path) -> list[Path]:
     weight_map = read_json(directory / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(n, str) for n in weight_map.values()):
         raise InputError(f"{directory / INDEX}: has no weight_map of tensor names to file names.")
-    names = sorted(set(weight_map.values()))
+    names, there = sorted(set(weight_map.values())), {path.name for path in directory.iterdir()}
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise InputError(f"{directory / INDEX}: names {name!r}, which is not a safetensors file beside it.")
-        if not (directory / name).is_file():
+        if name not in there or not (directory / name).is_file():  # a name may be longer than the system takes
             raise InputError(f"{directory}: the shard {name} that {INDEX} names is missing; download the model again.")
     return [directory / name for name in names]
 

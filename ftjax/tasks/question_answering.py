@@ -154,6 +154,7 @@ class QuestionAnswering(Task):
     metrics: ClassVar[dict[str, Metric]] = {"f1": Metric("F1"), "exact_match": Metric("exact match"), "loss": LOSS}
     reader: ClassVar[Reader] = Reader("question", "context", "answers", load_squad, label=read_answers)
     classifier: ClassVar[Classifier | None] = "span"
+    num_labels: ClassVar[int | None] = 2
 
     @classmethod
     def of(cls, settings: Any) -> Self:

@@ -62,6 +62,7 @@ class TextRegression(Task):
         "loss": LOSS,
     }
     reader: ClassVar[Reader] = Reader(label=read_number)
+    num_labels: ClassVar[int | None] = 1
     problem_type: ClassVar[str | None] = "regression"
 
     @classmethod

@@ -63,6 +63,8 @@ class Task:
     """Which of the model's heads the loss reads; None where the model has none to choose."""
     classifier: ClassVar[Classifier | None] = None
     """The kind of classifier; None where --classifier or the architecture decides."""
+    num_labels: ClassVar[int | None] = None
+    """How many outputs the classifier has, where that does not depend on the rows."""
     problem_type: ClassVar[str | None] = None
     """config.json's `problem_type`, from which transformers' classifiers know their loss."""
     packed: ClassVar[bool] = False

@@ -26,8 +26,9 @@ from ftjax.errors import InputError
 from ftjax.likelihood import continuation_logprobs
 from ftjax.models import Model, Params
 from ftjax.objectives import Batch
-from ftjax.parallel import Compiled, data_mesh, replicate
+from ftjax.parallel import Compiled, replicate
 from ftjax.pretrained import Pretrained
+from ftjax.sharding import data_mesh
 from ftjax.zero_shot.config import GAP, Descriptions
 
 Step = Callable[[Params, Batch], jax.Array]

@@ -8,16 +8,17 @@ import dataclasses
 import json
 from pathlib import Path
 
+import jax
 import pytest
 from conftest import tiny_config
 
-from ftjax import zero
+from ftjax import sharding
 from ftjax.config import PlanConfig
 from ftjax.cost import hlo
 from ftjax.cost.bare import bare_run, full_rows, random_rows, step_arguments
 from ftjax.cost.flops import program_flops
 from ftjax.data.batches import batches
-from ftjax.parallel import data_mesh, shard_batch
+from ftjax.parallel import shard_batch
 from ftjax.step import train_step
 
 TABLE = Path(__file__).parent.parent / "golden" / "costs.json"
@@ -40,9 +41,9 @@ def shape(directory):
 def cost(directory, changes):
     """Of the step over 8 devices: dot products asked for and compiled (FLOPs a device), bytes a device, communication."""
     config = PlanConfig(model=str(directory), topology="cpu", batch_size=32, max_length=16, **changes)
-    run, mesh = bare_run(config, full_rows(32, 16), lambda line: None), data_mesh()
-    arguments = step_arguments(run, mesh)
-    program = run.train_program(mesh).program(*arguments)
+    run = bare_run(config, full_rows(32, 16), jax.devices(), None, lambda line: None)
+    arguments = step_arguments(run)
+    program = run.train_program().program(*arguments)
     module = hlo.parse(program.as_text())
     return {
         "asked_flops": program_flops(train_step, dataclasses.replace(arguments[0], frozen=arguments[1]), arguments[2]),
@@ -55,7 +56,7 @@ def cost(directory, changes):
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_step_costs_what_the_table_says(case, tmp_path, monkeypatch):
-    monkeypatch.setattr(zero, "SMALLEST", 64)  # so that the tiny model's matrices are cut as real ones are
+    monkeypatch.setattr(sharding, "SMALLEST", 64)  # so that the tiny model's matrices are cut as real ones are
     found, expected = cost(shape(tmp_path / "shape"), CASES[case]), json.loads(TABLE.read_text())[case]
     for name in ("asked_flops", "argument_bytes", "collectives"):
         assert found[name] == expected[name], f"{name}; is the change meant? See the top of this file"
@@ -65,12 +66,12 @@ def test_a_step_costs_what_the_table_says(case, tmp_path, monkeypatch):
 
 def test_two_epochs_compile_once_for_every_length(tmp_path):
     config = PlanConfig(model=str(shape(tmp_path / "shape")), topology="cpu", batch_size=8, max_length=16)
-    run, mesh = bare_run(config, random_rows(40, 16, 64, 2), lambda line: None), data_mesh()
-    state, frozen, _ = step_arguments(run, mesh)
-    program = run.train_program(mesh)
+    run = bare_run(config, random_rows(40, 16, 64, 2), jax.devices(), None, lambda line: None)
+    state, frozen, _ = step_arguments(run)
+    program = run.train_program()
     for epoch in range(2):
         for batch in batches(run.data.train, (8, 16), 8, pad_token_id=0, seed=0, epoch=epoch):
-            program.program(state, frozen, shard_batch(batch, mesh))
+            program.program(state, frozen, shard_batch(batch, run.layout.mesh))
     assert len(program.programs) == json.loads(TABLE.read_text())["compilations of two lengths"]
 
 
@@ -78,7 +79,7 @@ def write():
     """The table, anew."""
     import tempfile
 
-    zero.SMALLEST = 64
+    sharding.SMALLEST = 64
     directory = shape(Path(tempfile.mkdtemp()))
     table = {"compilations of two lengths": 2} | {case: cost(directory, changes) for case, changes in CASES.items()}
     TABLE.write_text(json.dumps(table, indent=1) + "\n")

@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from ftjax.cost import hlo
 from ftjax.cost.chips import CHIPS
-from ftjax.parallel import data_mesh
+from ftjax.sharding import data_mesh
 
 TPU = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, the compiler for TPUs")
 
@@ -50,23 +49,14 @@ def test_loops_within_loops_count_as_often_as_they_turn():
     assert hlo.flops(looped) == pytest.approx(hlo.flops(unrolled), rel=1 / 29)  # a loop computes it all the same
 
 
-@pytest.fixture
-def no_cache():
-    """Programs for a chip that is not there cannot be read from a cache."""
-    for enabled in (False, True):
-        jax.config.update("jax_enable_compilation_cache", enabled)
-        reset_cache()  # or it goes by what it was when first used
-        if not enabled:
-            yield
-
-
 @TPU
 def test_cycles_of_a_loop_on_a_tpu_are_those_of_the_program_without_it(no_cache, monkeypatch):
-    from ftjax.cost.topology import mesh_of, settle_environment
+    from ftjax.cost.topology import devices_of, settle_environment
 
     monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "false")  # as below, but it ends with the test
     settle_environment("v5e:1x1")
-    mesh, chip = mesh_of("v5e:1x1")
+    devices, chip = devices_of("v5e:1x1")
+    mesh = data_mesh(devices)
 
     def cycles(unrolled):
         """Of the dot products; the program with loops also moves what turns save for the backward pass."""

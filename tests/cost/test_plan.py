@@ -15,7 +15,6 @@ from ftjax.cost.bare import bare_run, full_rows, step_arguments
 from ftjax.cost.chips import CHIPS, read_topology
 from ftjax.cost.plan import bytes_of, kept, out_of_memory, plan, search, show_plan
 from ftjax.errors import InputError
-from ftjax.parallel import data_mesh
 
 TPU = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, the compiler for TPUs")
 NEEDED = {"fits", "bytes_per_chip", "predicted_step_seconds", "predicted_mfu", "collectives"}
@@ -59,8 +58,8 @@ def test_collectives_move_the_gradients_of_a_replicated_run_once(tiny_bert):
 def test_weights_and_optimizer_shrink_with_the_devices_under_zero1_and_with_what_trains(tiny_bert):
     def parts(**changes):
         config = PlanConfig(model=str(tiny_bert), **{**SMALL, **changes})
-        run = bare_run(config, full_rows(16, 16), lambda line: None)
-        return {name: bytes_of(tree) for name, tree in kept(step_arguments(run, data_mesh())).items()}
+        run = bare_run(config, full_rows(16, 16), jax.devices(), None, lambda line: None)
+        return {name: bytes_of(tree) for name, tree in kept(step_arguments(run)).items()}
 
     whole, cut, head = parts(sharding="replicated"), parts(), parts(method="partial", train_parameters="head")
     assert whole["optimizer"] == pytest.approx(2 * whole["weights"], rel=1e-3)
@@ -76,7 +75,7 @@ def test_microbatches_and_remat_save_memory(tiny_bert):
 
     plain = temporary()
     assert temporary(gradient_accumulation=4) < plain
-    assert temporary(remat=True) < plain
+    assert temporary(remat="full") < temporary(remat="dots") < plain
 
 
 def test_frozen_layers_are_planned_as_they_run(tiny_bert):
@@ -89,25 +88,28 @@ def test_frozen_layers_are_planned_as_they_run(tiny_bert):
 def test_the_search_doubles_the_batch_until_it_no_longer_fits_or_pays(monkeypatch, capsys):
     """The rule alone, on made-up figures: memory grows with the batch, less with remat, which costs time."""
 
-    def examine(config, mesh, chip, say):
+    def examine(config, devices, chip, say):
         size = config.batch_size
-        needed = size * (1 if config.remat else 4) + (0 if config.sharding == "zero1" else 100)
-        fits, rate = needed <= 600, min(size, 200) * (0.9 if config.remat else 1.0)
+        needed = size * (1 if config.remat == "full" else 4) + (0 if config.sharding == "zero1" else 100)
+        fits, rate = needed <= 600, min(size, 200) * (0.9 if config.remat == "full" else 1.0)
         figures = {"predicted_examples_per_second": rate, "predicted_step_seconds": size / rate, "predicted_mfu": rate / 1000}
-        found = {name: getattr(config, name) for name in ("batch_size", "sharding", "remat")}
+        found = {name: getattr(config, name) for name in ("batch_size", "sharding", "remat")} | {"mesh": {"data": 8}}
         return found | {"fits": fits, "bytes_per_chip": needed} | (figures if fits else dict.fromkeys(figures))
 
     lines = []
     monkeypatch.setattr("ftjax.cost.plan.examine", examine)
-    best = search(PlanConfig(model="x", batch_size=32), data_mesh(), None, lines.append)
+    best = search(PlanConfig(model="x", batch_size=32), jax.devices(), None, lines.append)
     tried = [(row["sharding"], row["remat"], row["batch_size"], row["fits"]) for row in best["search"]]
     assert tried == [
-        *(("zero1", False, size, fits) for size, fits in ((32, True), (64, True), (128, True), (256, False))),
-        *(("replicated", False, size, fits) for size, fits in ((32, True), (64, True), (128, False))),
-        *(("zero1", True, size, fits) for size, fits in ((32, True), (64, True), (128, True), (256, True), (512, True))),
-        *(("replicated", True, size, fits) for size, fits in ((32, True), (64, True), (128, True), (256, True), (512, False))),
+        *(("zero1", "none", size, fits) for size, fits in ((32, True), (64, True), (128, True), (256, False))),
+        *(("replicated", "none", size, fits) for size, fits in ((32, True), (64, True), (128, False))),
+        *(("zero1", "full", size, fits) for size, fits in ((32, True), (64, True), (128, True), (256, True), (512, True))),
+        *(
+            ("replicated", "full", size, fits)
+            for size, fits in ((32, True), (64, True), (128, True), (256, True), (512, False))
+        ),
     ]
-    assert (best["sharding"], best["remat"], best["batch_size"]) == ("zero1", True, 256)
+    assert (best["sharding"], best["remat"], best["batch_size"]) == ("zero1", "full", 256)
     assert len(lines) == len(tried)
     assert sum("does not fit" in line for line in lines) == 3
 

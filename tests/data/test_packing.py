@@ -1,11 +1,15 @@
 """Documents in packed rows: nothing lost, nothing twice, hardly any padding, an order that (seed, epoch) fix."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ftjax.data.batches import batches
 from ftjax.data.packing import cut, documents, pack, packed_batches
+from ftjax.data.pairs import pair_batches
 
 
 @settings(max_examples=60, deadline=None)
@@ -55,3 +59,14 @@ def test_the_order_is_fixed_by_seed_and_epoch_and_a_resumed_epoch_goes_on_where_
 def test_only_chosen_tokens_are_learnt(most):
     examples = documents([[5, 6, 7, 8], [9, 9]], [[0, 1, 0, 1], [1, 0]], most, truncated=0, empty=0)
     assert examples.labels.tolist() == [-100, 6, -100, 8, -100, -100]
+
+
+@pytest.mark.parametrize("make", [batches, packed_batches, pair_batches])
+def test_the_parts_that_processes_make_are_the_rows_of_one_batch(make):
+    examples = documents([np.arange(n) for n in (5, 3, 8, 2, 7, 7, 1, 4, 6)], None, 8, truncated=0, empty=0)
+    if make is pair_batches:
+        examples = dataclasses.replace(examples, labels=np.tile(np.arange(6, dtype=np.int32), (9, 1)), per_token=False)
+    where = () if make is packed_batches else ((8,),)
+    ways = [make(examples, *where, 4, pad_token_id=0, seed=3, part=part) for part in (None, slice(0, 2), slice(2, 4))]
+    for whole, first, second in zip(*ways, strict=True):
+        assert all(np.array_equal(whole[name], np.concatenate([first[name], second[name]])) for name in whole)
