@@ -142,6 +142,22 @@ def test_lora_on_a_4_bit_base_is_lora_on_what_it_stands_for_and_takes_its_bytes(
     assert sizes[0][1] == sizes[1][1]  # parameters are counted, not bytes
 
 
+def test_kernels_in_4_bits_are_not_all_there_at_once():
+    base, temporaries = build(tiny_config(hidden_size=64, intermediate_size=256, num_hidden_layers=6), num_labels=2), []
+    frozen = tuple(n.removesuffix(".kernel") for n in base.shapes if ".layers." in n and n.endswith(".kernel"))
+    for modules in ((), frozen):
+        model = with_lora(with_4bit(base, modules), Lora(2, 4.0, frozen[:3]))
+        trainable, kept = split(model.shapes, label(model.shapes, "lora:2,head", layers=6))
+
+        def loss(trainable, frozen, model=model):
+            return Classification(model)(frozen | trainable, random_batch(rows=2), None)[0][0]
+
+        program = jax.jit(jax.value_and_grad(loss)).lower(trainable, kept).compile()
+        temporaries.append(program.memory_analysis().temp_size_in_bytes)
+    whole = 4 * sum(base.shapes[f"{n}.kernel"].size for n in frozen)
+    assert temporaries[1] - temporaries[0] < whole / 3
+
+
 def test_a_loop_over_layers_gives_the_same_with_dropout_dora_and_4_bits():
     raw = FAMILIES["llama"]
     config, batch = CONFIGS["llama"].from_dict(raw, "config.json"), decoder_inputs() | {"labels": np.array([0, 1, 1, 0])}

@@ -101,9 +101,18 @@ matmul.defvjp(_matmul_forward, _matmul_backward)
 def matmul_4bit(x: jax.Array, codes: jax.Array, scales: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """`matmul` by a frozen kernel that is kept in 4 bits (see `ftjax.models.nf4`); it gets no gradient.
 
-    The backward pass takes the kernel out of its 4 bits again: kept, all kernels together would be the whole model.
+    The backward pass takes the kernel out of its 4 bits a second time.
     """
-    return matmul(x, nf4.dequantize(codes, scales), dtype)
+    return matmul(x, nf4.dequantize(_after(x, codes), scales), dtype)
+
+
+def _after(value: jax.Array, codes: jax.Array) -> jax.Array:
+    """The codes, but not before the value is there: taken out of 4 bits early, all kernels would be there at once.
+
+    Compilers drop optimization barriers before they schedule, on a CPU; no compiler knows that the value is a number.
+    """
+    first = jax.lax.stop_gradient(value[(0,) * value.ndim])
+    return codes ^ jnp.broadcast_to((first != first).astype(codes.dtype), codes.shape)
 
 
 def _matmul_4bit_forward(x: jax.Array, codes: jax.Array, scales: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, Any]:
@@ -112,8 +121,7 @@ def _matmul_4bit_forward(x: jax.Array, codes: jax.Array, scales: jax.Array, dtyp
 
 def _matmul_4bit_backward(dtype: jnp.dtype, saved: Any, g: jax.Array) -> tuple[jax.Array, None, None]:
     codes, scales, like = saved
-    codes, g = jax.lax.optimization_barrier((codes, g))  # or the compiler keeps what the forward pass took out
-    dx = dot("io,...o->...i", nf4.dequantize(codes, scales), g, dtype)
+    dx = dot("io,...o->...i", nf4.dequantize(_after(g, codes), scales), g, dtype)
     return dx.astype(like.dtype), None, None
 
 
@@ -166,9 +174,12 @@ class Dense(nnx.Module):
             self.lora_magnitude = nnx.Param(jnp.zeros((features_out,)))
         self.lora_scale, self.lora_dropout, self.lora_seed, self.dora = scale, dropout, seed, dora
 
-    def base(self) -> jax.Array:
-        """W, as it is kept or taken out of 4 bits."""
-        return nf4.dequantize(self.kernel_codes[...], self.kernel_scales[...]) if self.in_4bit else self.kernel[...]
+    def base(self, after: jax.Array | None = None) -> jax.Array:
+        """W, as it is kept, or taken out of 4 bits (after something else has been computed)."""
+        if not self.in_4bit:
+            return self.kernel[...]
+        codes = self.kernel_codes[...]
+        return nf4.dequantize(codes if after is None else _after(after, codes), self.kernel_scales[...])
 
     def weight(self) -> jax.Array:
         """The matrix that x is multiplied by where no dropout comes between, float32 (features_in, features_out)."""
@@ -177,10 +188,10 @@ class Dense(nnx.Module):
         weight = low_rank_weight(self.base(), self.lora_a[...], self.lora_b[...], self.lora_scale)
         return weight * jnp.broadcast_to(self.gain(), weight.shape) if self.dora else weight
 
-    def gain(self) -> jax.Array:
+    def gain(self, after: jax.Array | None = None) -> jax.Array:
         """DoRA's g, float32 (features_out,)."""
         a, b = jax.lax.stop_gradient((self.lora_a[...], self.lora_b[...]))
-        return self.lora_magnitude[...] / column_norms(low_rank_weight(self.base(), a, b, self.lora_scale))
+        return self.lora_magnitude[...] / column_norms(low_rank_weight(self.base(after), a, b, self.lora_scale))
 
     def times_base(self, x: jax.Array) -> jax.Array:
         """x W."""
@@ -194,7 +205,7 @@ class Dense(nnx.Module):
             dropped = dropout(x, self.lora_dropout, None if seeds is None else fold_in(seeds, self.lora_seed))
             low = self.lora_scale * matmul(matmul(dropped, self.lora_a[...], self.dtype), self.lora_b[...], self.dtype)
             if self.dora:
-                gain = jnp.broadcast_to(self.gain(), y.shape)
+                gain = jnp.broadcast_to(self.gain(x), y.shape)
                 y += (gain - 1.0) * (y if dropped is x else self.times_base(dropped)) + gain * low
             else:
                 y += low
