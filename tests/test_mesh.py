@@ -102,6 +102,7 @@ CASES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", CASES)
 def test_every_mesh_ends_where_one_device_does(case, request):
     make, text = CASES[case]
