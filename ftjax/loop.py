@@ -125,8 +125,10 @@ def fit(
     if resuming:
         digest.check_inputs(read_json(config.output / "config.json").get("files"), inputs, config)
     run = prepare(config, terminal.say, rundir.bucket_lengths(config.output) if resuming else ())
-    with _disk_errors(config.output), within(config.write_timeout, f"--output {config.output}"):
-        processes.first_directory(config.output)
+    if processes.is_first():
+        with _disk_errors(config.output), within(config.write_timeout, f"--output {config.output}"):
+            config.output.mkdir(parents=True, exist_ok=True)
+    processes.wait_for_all(f"directory of --output {config.output}")
     with _disk_errors(config.output), rundir.owned(config.output) if processes.is_first() else nullcontext():
         return _fit(config, terminal, run, inputs, resuming, start, programs, score_test)
 

@@ -15,7 +15,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -151,10 +150,3 @@ def fetch(value: Any) -> np.ndarray:
     if getattr(value, "is_fully_addressable", True) or value.is_fully_replicated:
         return np.asarray(value)
     return np.asarray(multihost_utils.process_allgather(value, tiled=True))
-
-
-def first_directory(path: Path) -> None:
-    """Make a directory, once for all processes."""
-    if is_first():
-        path.mkdir(parents=True, exist_ok=True)
-    wait_for_all(f"directory of --output {path}")
