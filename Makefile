@@ -1,7 +1,7 @@
 # make demo    fine-tune the real MiniLM on real review sentences by all three methods; a table and a report
 # make test    the test suite, without PyTorch        make test ARGS="-k partition"
 # make parity  the tests that compare with PyTorch
-# make lint    ruff                                   make format  let ruff mend what it can
+# make lint    ruff and mypy                          make format  let ruff mend what it can
 # make clean   remove the virtual environments and what demo and tests wrote
 # Every target sets up what it needs first, once.
 
@@ -44,10 +44,10 @@ parity: .venv-parity/installed
 	@.venv-parity/bin/python -m pytest -m parity $(ARGS)
 
 lint: .venv/installed
-	@.venv/bin/ruff check . && .venv/bin/ruff format --check .
+	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
 
 format: .venv/installed
 	@.venv/bin/ruff check --fix . ; .venv/bin/ruff format .
 
 clean:
-	rm -rf .venv .venv-parity .pytest_cache .ruff_cache .hypothesis .xla-cache runs data *.egg-info
+	rm -rf .venv .venv-parity .pytest_cache .ruff_cache .mypy_cache .hypothesis .xla-cache runs data *.egg-info

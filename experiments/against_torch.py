@@ -46,7 +46,7 @@ def ours(name: str, precision: str, seed: int, start: str, files: dict[str, Path
         shutil.rmtree(directory, ignore_errors=True)
         method = ("full",) if spec == "all" else ("partial", "--train-parameters", spec)
         command = [
-            *(sys.executable, "-m", "ftjax.cli", "train", "--method", *method, "--model", reviews.model_dir()),
+            *(sys.executable, "-m", "ftjax", "train", "--method", *method, "--model", reviews.model_dir()),
             *("--train-file", files["train"], "--test-file", files["test"], "--output", directory),
             *("--epochs", epochs, "--learning-rate", rate, "--seed", seed, "--precision", precision),
         ]

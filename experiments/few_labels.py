@@ -73,7 +73,7 @@ LABELS = (0, 16, 64, 256, 512, 1024, 10191)
 
 def ftjax(*arguments: object) -> None:
     """One command, in a process of its own."""
-    subprocess.run([sys.executable, "-m", "ftjax.cli", *map(str, arguments)], check=True)
+    subprocess.run([sys.executable, "-m", "ftjax", *map(str, arguments)], check=True)
 
 
 def run(method: str, labels: int, seed: int, files: dict[str, Path], output: Path) -> float:

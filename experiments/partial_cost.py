@@ -36,7 +36,7 @@ def run(spec: str, seed: int, files: dict[str, Path], options: argparse.Namespac
     if not (output / "result.json").exists():
         method = ("full",) if spec == "all" else ("partial", "--train-parameters", spec)
         command = [
-            *(sys.executable, "-m", "ftjax.cli", "train", "--method", *method, "--model", reviews.model_dir()),
+            *(sys.executable, "-m", "ftjax", "train", "--method", *method, "--model", reviews.model_dir()),
             *("--train-file", files["train"], "--test-file", files["test"], "--output", output, "--resume"),
             *("--epochs", options.epochs, "--learning-rate", CHOICES[spec], "--seed", seed, "--precision", options.precision),
             *("--prefix-cache", "disk", "--prefix-cache-dir", options.output / "prefix-cache"),

@@ -26,7 +26,7 @@ SETS = ("words", "one", "five", "twenty-five")
 def zero_shot(output: Path, *arguments: object) -> dict:
     """One run's result.json."""
     if not (output / "result.json").exists():
-        command = [sys.executable, "-m", "ftjax.cli", "zero-shot", *arguments, "--precision", "bfloat16", "--output", output]
+        command = [sys.executable, "-m", "ftjax", "zero-shot", *arguments, "--precision", "bfloat16", "--output", output]
         subprocess.run([str(part) for part in command], check=True)
     return json.loads((output / "result.json").read_text(encoding="utf-8"))
 

@@ -13,9 +13,10 @@ from typing import Any, Literal
 
 import tyro
 
+import ftjax
 from ftjax.config import BenchmarkConfig, CompareConfig, ExportFormat, Parameters, PlanConfig, TaskName, TrainConfig
-from ftjax.errors import InputError, Stopped
-from ftjax.launch import keep_programs, with_huge_pages
+from ftjax.errors import InputError, Stopped, did_you_mean
+from ftjax.flags import help_of, overview, prepared
 from ftjax.redact import redact
 from ftjax.zero_shot.config import ZeroShotConfig
 
@@ -149,6 +150,10 @@ class Export:
     export_format: ExportFormat | None = None
     """huggingface: a directory that transformers loads. adapter: low-rank matrices that peft loads. stablehlo: a program for
     jax alone. savedmodel: one for TensorFlow. Default: the run's own, huggingface for a model."""
+    push_to_hub: str | None = None
+    """Upload it to this repository of the Hugging Face hub, OWNER/NAME, too; with the token of hf auth login or HF_TOKEN."""
+    private: bool = False
+    """Make the repository private, if it is new."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +174,14 @@ class Doctor:
     """Print one JSON object on stdout and nothing else."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """Print a script that completes commands and flags in a shell; for bash: eval "$(ftjax completion bash)"."""
+
+    shell: tyro.conf.Positional[Literal["bash", "zsh", "fish"]]
+    """Your shell."""
+
+
 COMMANDS = {
     "train": TrainConfig,
     "compare": CompareConfig,
@@ -183,7 +196,9 @@ COMMANDS = {
     "export": Export,
     "report": Report,
     "doctor": Doctor,
+    "completion": Completion,
 }
+DESCRIPTION = "Fine-tune pretrained language models in JAX: fully, in part, or with a self-supervised loss."
 
 
 def run(command: Any) -> None:
@@ -226,10 +241,12 @@ def run(command: Any) -> None:
 
             join(command)  # before anything asks JAX for a device
             from ftjax.loop import fit
-            from ftjax.terminal import Terminal
+            from ftjax.rundir import predicts
+            from ftjax.terminal import Terminal, what_next
 
             with Terminal(quiet=not is_first()) as terminal:
                 result = fit(command, terminal)
+                terminal.say(what_next(command, predicts=predicts(command.output)))
             if command.json and is_first():
                 print_json(result)
         case Evaluate():
@@ -267,13 +284,19 @@ def run(command: Any) -> None:
 
             if (command.checkpoint is None) == (command.model is None):
                 raise InputError("Give either --checkpoint or --model.")
+            if command.push_to_hub is not None:
+                from ftjax.pretrained.hub import check_push, push
+
+                check_push(command.push_to_hub)
             if command.checkpoint is not None:
                 if command.adapter is not None:
                     raise InputError("--adapter goes with --model; a run knows its own.")
                 export(command.checkpoint, command.output, command.export_format)
-            else:
+            elif command.model is not None:
                 export_model(command.model, command.adapter, command.output, command.export_format)
             print(f"Model: {command.output}", file=sys.stderr)
+            if command.push_to_hub is not None:
+                print(f"On the hub: {push(command.output, command.push_to_hub, private=command.private)}", file=sys.stderr)
         case Report():
             from ftjax.report import read_run, table, write_report
             from ftjax.terminal import Terminal
@@ -301,6 +324,10 @@ def run(command: Any) -> None:
                 print("Ready." if found["ok"] else "Not ready.")
             if not found["ok"]:
                 raise SystemExit(2)
+        case Completion():
+            from ftjax.completion import completion
+
+            sys.stdout.write(completion(command.shell, COMMANDS))
 
 
 def predictor(command: Evaluate | Predict) -> Any:
@@ -406,7 +433,9 @@ class LateCallbacks(asyncio.SelectorEventLoop):
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         """Nothing: the failure that matters is raised where the loop was run."""
 
-    def call_soon_threadsafe(self, callback: Any, *arguments: Any, context: Any = None) -> asyncio.Handle:
+    def call_soon_threadsafe(  # type: ignore[override]
+        self, callback: Any, *arguments: Any, context: Any = None
+    ) -> asyncio.Handle:
         """As the base class, but nothing happens after `close`."""
         if self.is_closed():
             return asyncio.Handle(callback, arguments, self, context)
@@ -421,13 +450,6 @@ class LoopPolicy(asyncio.DefaultEventLoopPolicy):
         return LateCallbacks()
 
 
-def program() -> None:
-    """The program `ftjax`: `main` in a process that has its memory in huge pages and keeps what it compiles."""
-    with_huge_pages()
-    keep_programs()
-    main()
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Run one command and exit: 0 done, 2 a mistake in the input, 75 stopped by a signal after saving."""
     try:
@@ -437,20 +459,31 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(141) from None
 
 
+def parse(arguments: list[str]) -> Any:
+    """The command that the arguments ask for; prints help and exits where they ask for that. InputError for a mistake."""
+    name, *rest = arguments or ["--help"]
+    if name in ("-h", "--help"):
+        print(overview(COMMANDS, DESCRIPTION))
+        raise SystemExit(0)
+    if name == "--version":
+        print(f"ftjax {ftjax.__version__}")
+        raise SystemExit(0)
+    if name not in COMMANDS:
+        raise InputError(f"{name}: no command of ftjax.{did_you_mean(name, COMMANDS)} See ftjax --help.")
+    if "-h" in rest or "--help" in rest:
+        print(help_of(name, COMMANDS[name]))
+        raise SystemExit(0)
+    words = prepared(name, COMMANDS[name], rest)
+    return tyro.cli(COMMANDS[name], prog=f"ftjax {name}", args=words, config=(tyro.conf.FlagCreatePairsOff,))
+
+
 def _main(arguments: list[str] | None) -> None:
-    command = tyro.extras.subcommand_cli_from_dict(
-        COMMANDS,
-        prog="ftjax",
-        description="Fine-tune pretrained language models in JAX: fully, in part, or with a self-supervised loss.",
-        args=sys.argv[1:] if arguments is None else arguments,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-    )
     asyncio.set_event_loop_policy(LoopPolicy())
     # Libraries' notes to developers; ours are said in the log. Up to the very end of the process: a write of a checkpoint
     # that a full disk cut short leaves coroutines behind, and Python would complain of them after our one line.
     warnings.simplefilter("ignore")
     try:
-        run(command)
+        run(parse(sys.argv[1:] if arguments is None else arguments))
     except InputError as error:
         print(f"ftjax: {redact(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -463,4 +496,6 @@ def _main(arguments: list[str] | None) -> None:
 
 
 if __name__ == "__main__":
+    from ftjax.__main__ import program
+
     program()

@@ -6,11 +6,12 @@ Checks here need no data and no model; they run before anything is read, written
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
 import sys
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,6 +23,7 @@ from ftjax.weight import Weight, parse_weight
 
 Method = Literal["full", "partial", "self-supervised"]
 METHODS: tuple[Method, ...] = ("full", "partial", "self-supervised")
+Tracker = Literal["wandb", "trackio"]
 ExportFormat = Literal["huggingface", "adapter", "stablehlo", "savedmodel"]
 TaskName = Literal[*TASKS]  # type: ignore[valid-type]
 Augmentation = Literal["token-dropout", "token-mask", "span-deletion", "word-swap", "dropout"]
@@ -236,6 +238,10 @@ class TrainConfig:
     """Steps between lines of metrics.jsonl."""
     save_every: int | None = None
     """Steps between checkpoints, besides one at the end of every epoch."""
+    tracker: tuple[Tracker, ...] = ()
+    """Besides TensorBoard, send the numbers of metrics.jsonl to wandb (Weights & Biases), trackio or both."""
+    tracker_project: str = "ftjax"
+    """What --tracker calls the project."""
     nonfinite: Literal["stop", "skip"] = "stop"
     """A loss or gradient that is not finite: stop the run, or skip that step's update and count it."""
     write_timeout: float = 1800.0
@@ -253,6 +259,9 @@ class TrainConfig:
     def check(self) -> None:
         """Raise InputError for values that make no sense, alone or together."""
         self.check_data()
+        for name in self.tracker:
+            if importlib.util.find_spec(name) is None:
+                raise InputError(f"--tracker {name}: not installed; pip install 'ftjax[{name}]'.")
         plain = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
         counts = ("epochs", "batch_size", "gradient_accumulation", "buckets", "log_every", "save_every", "early_stopping")
         for name in (*counts, "labels_per_class"):
@@ -370,7 +379,7 @@ class TrainConfig:
     @property
     def adaptation(self) -> TrainConfig:
         """The run that adapts the model to the texts before this one trains it, in a directory of its own below --output."""
-        plain = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+        plain: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
         return dataclasses.replace(
             self,
             output=self.output / "adaptation",
@@ -466,43 +475,93 @@ def read_losses(asked: Sequence[str], default: str | None, where: str) -> tuple[
     return tuple(found.items())
 
 
+def listed(convert: Callable[[str], Any], metavar: str) -> tyro.constructors.PrimitiveConstructorSpec[Any]:
+    """A flag's values, separated by commas or spaces."""
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar=metavar,
+        instance_from_str=lambda given: tuple(convert(value) for text in given for value in text.split(",") if value),
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda value: [",".join(map(str, value))],
+    )
+
+
+def read_method(name: str) -> Method:
+    """A method's name; ValueError for another one."""
+    if name not in METHODS:
+        raise ValueError(f"{name!r} is no method; known are {', '.join(METHODS)}.{did_you_mean(name, METHODS)}")
+    return name
+
+
+Rates = Annotated[tuple[float, ...], listed(float, "FLOAT,...")]
+
+
 @dataclasses.dataclass(frozen=True)
 class CompareConfig(TrainConfig):
-    """Fine-tune by several methods, each in a directory of its own below --output, and compare them."""
+    """Fine-tune by several methods and compare them; with several learning rates or seeds, a sweep over all of them.
+
+    Each run has a directory of its own below --output. A sweep runs every method with every learning rate and seed, chooses
+    the best setting by its mean score on the evaluation rows, and scores the test rows with that one alone, once.
+    """
 
     method: Annotated[Method, tyro.conf.Suppress] = "full"  # set for each run in turn
-    methods: tuple[Method, ...] = METHODS
+    methods: Annotated[tuple[Method, ...], listed(read_method, "METHOD,...")] = METHODS
     """Which methods, in which order. --train-parameters is for partial; the self-supervised flags for that method."""
-    partial_learning_rate: float | None = None
-    """Learning rate of partial, which wants a larger one the less it trains. Default: --learning-rate."""
+    learning_rate: Rates = (5e-5,)  # type: ignore[assignment]  # a run has one of them
+    """Peak learning rate of AdamW, or several, which are tried in turn."""
+    partial_learning_rate: Rates = ()
+    """Learning rates of partial, which wants larger ones the less it trains. Default: --learning-rate."""
+    seeds: Annotated[tuple[int, ...], listed(int, "INT,...")] = ()
+    """Seeds to run every setting with. Default: --seed alone."""
 
-    def of(self, method: Method) -> TrainConfig:
-        """The settings of one method's run."""
+    def rates(self, method: Method) -> tuple[float, ...]:
+        """The learning rates to try a method with."""
+        return (method == "partial" and self.partial_learning_rate) or self.learning_rate
+
+    @property
+    def is_sweep(self) -> bool:
+        """Whether a method is run more than once."""
+        return len(self.seeds) > 1 or any(len(self.rates(method)) > 1 for method in self.methods)
+
+    def runs(self, method: Method) -> list[TrainConfig]:
+        """The settings of a method's runs, seed by seed for each learning rate in turn."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(TrainConfig)}
-        values |= {"method": method, "output": self.output / method}
+        values["method"] = method
         plain = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
         if method != "partial":
             values |= {"train_parameters": None, "unfreeze": (), **{name: plain[name] for name in LOW_RANK}}
-        elif self.partial_learning_rate is not None:
-            values["learning_rate"] = self.partial_learning_rate
         if method != "self-supervised":
             adapts = ADAPTATION if self.adapt_epochs else ()
             values |= {name: plain[name] for name in SELF_SUPERVISED if name not in adapts}
-        return TrainConfig(**values)
+        found = []
+        for rate in self.rates(method):
+            for seed in self.seeds or (self.seed,):
+                name = f"{method}-lr-{rate:g}-seed-{seed}" if self.is_sweep else method
+                found.append(TrainConfig(**values | {"learning_rate": rate, "seed": seed, "output": self.output / name}))
+        return found
 
     def check(self) -> None:
-        """InputError for values that make no sense for one of the methods, before any of them runs."""
-        if not self.methods or len(set(self.methods)) < len(self.methods):
-            raise InputError("--methods: name each method once.")
+        """InputError for values that make no sense for one of the runs, before any of them runs."""
+        for name in ("methods", "learning_rate", "partial_learning_rate", "seeds"):
+            given = getattr(self, name)
+            if len(set(given)) < len(given) or (not given and name in ("methods", "learning_rate")):
+                raise InputError(f"{flag(name)}: name each one once.")
+        settings = sum(len(self.rates(method)) for method in self.methods)
+        if self.is_sweep and settings > 1 and not self.has_evaluation:
+            raise InputError("A sweep chooses by the rows to evaluate on: give --eval-file or --eval-split.")
         if self.output.exists() and not self.output.is_dir():
             raise InputError(f"--output {self.output}: a file, not a directory.")
-        ours = {*METHODS, "report.html"}
-        if self.output.is_dir() and (others := [p.name for p in self.output.iterdir() if p.name not in ours]):
+        ours = (*METHODS, "report.html", "sweep.json")
+        sweep = tuple(f"{method}-lr-" for method in METHODS)
+        if self.output.is_dir() and (
+            others := [p.name for p in self.output.iterdir() if p.name not in ours and not p.name.startswith(sweep)]
+        ):
             raise InputError(
                 f"--output {self.output}: holds {others[0]}, which is not of a comparison; choose another directory."
             )
         for method in self.methods:
-            self.of(method).check()
+            for run in self.runs(method):
+                run.check()
 
 
 Hidden = tyro.conf.Suppress
@@ -550,6 +609,8 @@ class StepConfig(TrainConfig):
     buckets: Annotated[int | None, Hidden] = None
     log_every: Annotated[int, Hidden] = 10
     save_every: Annotated[int | None, Hidden] = None
+    tracker: Annotated[tuple[Tracker, ...], Hidden] = ()
+    tracker_project: Annotated[str, Hidden] = "ftjax"
     write_timeout: Annotated[float, Hidden] = 1800.0
     num_labels: int = 2
     """Classes of the head, where --model names none."""

@@ -17,7 +17,7 @@ from ftjax.prefix import Attach, unchanged
 from ftjax.processes import fetch
 
 
-def predict_step(model: Model):  # noqa: ANN201 (the returned step is described below)
+def predict_step(model: Model) -> Callable[[Params, Batch], jax.Array]:
     """A step (params, batch) -> float32 logits (batch, classes) or (batch, length, classes), dropout off."""
 
     def step(params: Params, batch: Batch) -> jax.Array:

@@ -54,7 +54,7 @@ class Predictor:
         asked = getattr(settings, "task", None)
         kind = task_class(asked) if asked else task_of_model(raw_config)
         kind().suits(config, str(model))
-        heads = {} if kind.head in (None, "classifier") else {"labels": (), kind.head: True}
+        heads: dict[str, Any] = {} if kind.head in (None, "classifier") else {"labels": (), kind.head: True}
         pretrained = merge(load_pretrained(base, adapter=adapter, precision=precision, **heads))
         if kind.head == "classifier" and not pretrained.labels:
             raise InputError(f"{model}: has no trained classification head; train one with: ftjax train --model {model} ...")

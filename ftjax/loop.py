@@ -13,6 +13,7 @@ import signal
 import statistics
 import sys
 import time
+import uuid
 from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
@@ -26,6 +27,7 @@ import jax.numpy as jnp
 
 import ftjax
 from ftjax import digest, machine, processes, rundir
+from ftjax.card import write_card
 from ftjax.checkpoint import Checkpoints, damage, drop_damaged, steps_in
 from ftjax.config import ExportFormat, TrainConfig
 from ftjax.data.files import Rows
@@ -43,9 +45,11 @@ from ftjax.pretrained.hub import model_directory
 from ftjax.pretrained.load import read_config
 from ftjax.pretrained.program import save_savedmodel, save_stablehlo
 from ftjax.pretrained.tensors import read_json
+from ftjax.report.formats import duration, memory
 from ftjax.stall import within
 from ftjax.step import Metrics, TrainState, eval_step
 from ftjax.terminal import Terminal
+from ftjax.trackers import Trackers
 
 SECONDS = ("load", "compile", "prefix", "data_wait", "step", "eval", "save")
 """Where a run's time goes, as told in result.json and at the end of the log."""
@@ -85,9 +89,27 @@ class Progress:
         return averages
 
 
-def fit(config: TrainConfig, terminal: Terminal) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class StagePrograms:
+    """What a stage of a run compiles."""
+
+    train: Compiled
+    eval: Compiled
+    predict: Compiled
+    prefix: Compiled
+
+
+Programs = dict[Any, StagePrograms]
+"""The programs of several runs in one process: what decides them -> the programs. Runs of a sweep share one such dictionary."""
+
+
+def fit(
+    config: TrainConfig, terminal: Terminal, *, programs: Programs | None = None, score_test: bool = True
+) -> dict[str, Any]:
     """Train as the config says and return what result.json holds.
 
+    programs: those of earlier runs, which this one adds its own to. score_test: False leaves the test rows for
+    `score_test_rows`; they are read and checked all the same.
     Raises InputError for a user's mistake, and `Stopped` when a signal ended the run after its state was saved.
     """
     start = time.perf_counter()
@@ -98,6 +120,7 @@ def fit(config: TrainConfig, terminal: Terminal) -> dict[str, Any]:
     if resuming and (config.output / "result.json").is_file():
         terminal.say(f"{config.output}: this run is complete; nothing to do.")
         return json.loads((config.output / "result.json").read_text(encoding="utf-8"))
+    programs = {} if programs is None else programs
     inputs = digest.of_inputs(config)
     if resuming:
         digest.check_inputs(read_json(config.output / "config.json").get("files"), inputs, config)
@@ -105,11 +128,18 @@ def fit(config: TrainConfig, terminal: Terminal) -> dict[str, Any]:
     with _disk_errors(config.output), within(config.write_timeout, f"--output {config.output}"):
         processes.first_directory(config.output)
     with _disk_errors(config.output), rundir.owned(config.output) if processes.is_first() else nullcontext():
-        return _fit(config, terminal, run, inputs, resuming, start)
+        return _fit(config, terminal, run, inputs, resuming, start, programs, score_test)
 
 
 def _fit(
-    config: TrainConfig, terminal: Terminal, run: Run, inputs: dict[str, digest.Digests], resuming: bool, start: float
+    config: TrainConfig,
+    terminal: Terminal,
+    run: Run,
+    inputs: dict[str, digest.Digests],
+    resuming: bool,
+    start: float,
+    programs: Programs,
+    score_test: bool,
 ) -> dict[str, Any]:
     """`fit` from the first write on."""
     if not resuming and processes.is_first():
@@ -121,13 +151,39 @@ def _fit(
     loading = start
     if config.adapt_epochs:
         terminal.say("\nAdaptation to the texts")
-        adaptation = {"adaptation": fit(dataclasses.replace(config.adaptation, resume=True), terminal)}
+        adaptation = {"adaptation": fit(dataclasses.replace(config.adaptation, resume=True), terminal, programs=programs)}
         terminal.say("\nThe run itself, from the adapted model")
         loading = time.perf_counter()
         run = prepare(config.after_adaptation, lambda line: None, run.data.buckets)
     with _signals() as stopped:
-        session = Session(run, terminal, load_seconds=time.perf_counter() - loading, stopped=stopped)
-        return session.run_all(adaptation)
+        session = Session(run, terminal, time.perf_counter() - loading, stopped, programs)
+        if config.tracker and processes.is_first():
+            session.log.trackers = Trackers(config, read_json(config.output / "config.json"))
+        return session.run_all(adaptation, score_test=score_test)
+
+
+def score_test_rows(config: TrainConfig, terminal: Terminal, programs: Programs) -> dict[str, Any]:
+    """Score the test rows with a finished run's best model, add that to its result.json and report, and return the result.
+
+    For runs whose `fit` left it out; nothing is scored twice.
+    """
+    result = read_json(config.output / "result.json")
+    digest.check_inputs(read_json(config.output / "config.json").get("files"), digest.of_inputs(config), config)
+    run = prepare(config.after_adaptation, lambda line: None, rundir.bucket_lengths(config.output))
+    if run.data.test is None or "test" in result:
+        return result
+    owned = rundir.owned(config.output) if processes.is_first() else nullcontext()
+    with _disk_errors(config.output), owned, _signals() as stopped:
+        session = Session(run, terminal, 0.0, stopped, programs)
+        try:
+            session.compile_stage(training=False)
+            if session.restore_best() != result["best_step"]:
+                raise InputError(f"{config.output}: its best checkpoint is lost; evaluate {config.output / 'model'} instead.")
+            result["test"] = session.test_scores()
+            session.write_result(result)
+        finally:
+            session.close()
+    return result
 
 
 def describe(config: TrainConfig, run: Run) -> dict[str, Any]:
@@ -140,28 +196,30 @@ def describe(config: TrainConfig, run: Run) -> dict[str, Any]:
         "device": machine.device_description(),
         "versions": {"ftjax": ftjax.__version__, "python": platform.python_version()} | {p: version(p) for p in packages},
         "command": shlex.join(["ftjax", *sys.argv[1:]]),
-    }
+    } | ({"tracker_run": uuid.uuid4().hex[:12]} if config.tracker else {})
 
 
 class Session:
     """One process's part of a run."""
 
-    def __init__(self, run: Run, terminal: Terminal, load_seconds: float, stopped: list[int]) -> None:
-        self.run, self.config, self.terminal, self.stopped = run, run.config, terminal, stopped
+    def __init__(self, run: Run, terminal: Terminal, load_seconds: float, stopped: list[int], programs: Programs) -> None:
+        self.run, self.config, self.terminal, self.stopped, self.programs = run, run.config, terminal, stopped, programs
         self.metric, self.higher_is_better = run.metric, run.higher_is_better
         self.mesh = run.layout.mesh
         with self.disk():
             drop_damaged(self.config.output / "checkpoints", terminal.say)
             self.checkpoints = Checkpoints(self.config.output / "checkpoints", higher_is_better=self.higher_is_better)
         self.progress = Progress()
-        self.step, self.prefix = 0, None
+        self.step = 0
+        self.prefix: FrozenPrefix | None = None
         if (step := self.checkpoints.latest_step()) is not None:
             self.step, self.stage = step, run.stage_of(step)
             fresh = run.state_of(self.stage)
             with self.disk():
                 self.state, progress = self.checkpoints.restore(step, fresh)
             self.progress = Progress(**progress)
-            terminal.say(f"Resuming after step {step} of {run.steps}.")
+            if step < run.steps:
+                terminal.say(f"Resuming after step {step} of {run.steps}.")
         else:
             self.stage, self.state = 0, run.state_of(0)
         self.part = run.layout.own_rows(self.config.batch_size)
@@ -171,12 +229,14 @@ class Session:
         self.step_seconds: list[float] = []
         self.running: deque[tuple[int, int, Metrics]] = deque()  # steps under way: number, rows, metrics
         self.loss = math.nan
+        self.value: float | None = None  # of the last evaluation
+        self.tokens_per_second: list[float] = []
 
     def disk(self) -> AbstractContextManager[None]:
         """Around what reads or writes in --output: ends the process if the file system does not answer."""
         return within(self.config.write_timeout, f"--output {self.config.output}")
 
-    def run_all(self, before: dict[str, Any]) -> dict[str, Any]:
+    def run_all(self, before: dict[str, Any], *, score_test: bool) -> dict[str, Any]:
         """Train, score the best model, export it, and write result.json, into which goes too what was done before."""
         per_epoch = self.run.data.steps_per_epoch(self.config.batch_size)
         try:
@@ -187,14 +247,18 @@ class Session:
                     break
                 self.enter_stage()
                 self.train_epoch(epoch, per_epoch)
-            return self.finish(before)
+            return self.finish(before, score_test=score_test)
         finally:
-            self.terminal.stop()
-            if self.prefix is not None:
-                self.prefix.clean()
-            with self.disk():
-                self.checkpoints.close()
-                self.log.close()
+            self.close()
+
+    def close(self) -> None:
+        """Let go of the terminal and of all files."""
+        self.terminal.stop()
+        if self.prefix is not None:
+            self.prefix.clean()
+        with self.disk():
+            self.checkpoints.close()
+            self.log.close()
 
     def enter_stage(self) -> None:
         """Unfreeze what trains from this step on, if that is more than before."""
@@ -206,15 +270,30 @@ class Session:
             )
             self.compile_stage()
 
-    def compile_stage(self) -> None:
-        """The programs of the stage (compiled when they are first run), and what its frozen first layers make of all rows."""
+    def compile_stage(self, *, training: bool = True) -> None:
+        """The programs of the stage (compiled when they are first run), and what its frozen first layers make of all rows.
+
+        Structure and shapes of the state decide its programs: neither seed nor learning rate is written into them.
+        """
         stage, data, config = self.run.stages[self.stage], self.run.data, self.config
-        self.train_step = self.run.train_program()
-        self.eval_step = Compiled(eval_step, self.mesh, donate=False)
-        self.predict = Compiled(data.task.outputs(stage.model), self.mesh, donate=False, gather=True)
+        shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(self.state))
+        layout = self.run.layout, config.parallel, config.precision
+        deciding = jax.tree.structure(self.state), shapes, stage.model, data.task, layout
+        if deciding not in self.programs:
+            self.programs[deciding] = StagePrograms(
+                train=self.run.train_program(),
+                eval=Compiled(eval_step, self.mesh, donate=False),
+                predict=Compiled(data.task.outputs(stage.model), self.mesh, donate=False, gather=True),
+                prefix=Compiled(prefix_step(stage.model), self.mesh, donate=False),
+            )
+        programs = self.programs[deciding]
+        self.train_step, self.eval_step, self.predict = programs.train, programs.eval, programs.predict
         if self.prefix is not None:
             self.prefix.clean()
-        self.prefix, self.attach_train, self.attach_eval, self.attach = None, unchanged, unchanged, unchanged
+        self.prefix = None
+        self.attach_train: Attach = unchanged
+        self.attach_eval: Attach = unchanged
+        self.attach: Attach = unchanged
         if not stage.prefix:
             return
         if jax.process_count() > 1:
@@ -225,7 +304,7 @@ class Session:
         self.prefix = FrozenPrefix(
             stage.model,
             self.state.frozen,
-            Compiled(prefix_step(stage.model), self.mesh, donate=False),
+            programs.prefix,
             buckets=data.buckets,
             batch_size=config.batch_size,
             pad_token_id=data.pad_token_id,
@@ -234,7 +313,7 @@ class Session:
         )
         self.attach_train = self.attach_eval = self.attach = self.prefix.computed()
         rows = [data.train] if data.eval is None else [data.train, data.eval]
-        if self.step >= ends:  # nothing is left to train, only to score
+        if not training or self.step >= ends:  # nothing is left to train, only to score
             return
         place, line = self.prefix.place(rows)
         self.terminal.say(line)
@@ -260,7 +339,7 @@ class Session:
 
     def train_epoch(self, epoch: int, per_epoch: int) -> None:
         """The rest of an epoch, its evaluation and its checkpoint."""
-        config, seconds, stopped = self.config, self.progress.seconds, self.stopped
+        config, data, seconds, stopped = self.config, self.run.data, self.progress.seconds, self.stopped
         name = f"epoch {epoch + 1}/{config.epochs}"
         self.terminal.start(name, per_epoch, self.step - epoch * per_epoch)
         clock = Clock()
@@ -268,6 +347,8 @@ class Session:
             for batch in source:
                 seconds["data_wait"] += clock.lap()
                 compiling = self.compile_seconds
+                if not self.train_step.is_ready(batch):
+                    self.terminal.doing("compiling the step for another length of rows" if self.step_seconds else "compiling")
                 state, metrics = self.train_step(dataclasses.replace(self.state, frozen={}), self.state.frozen, batch)
                 self.state = dataclasses.replace(state, frozen=self.state.frozen)
                 self.step += 1
@@ -282,7 +363,8 @@ class Session:
                 took = clock.lap() - compiling
                 seconds["step"] += took
                 self.step_seconds.append(took)
-                self.terminal.advance(f"loss {self.loss:.4f}  {self.examples_per_second:.1f} examples/s")
+                self.tokens_per_second.append(data.train.lengths[batch["example_ids"][batch["example_ids"] >= 0]].sum() / took)
+                self.terminal.advance(self.status)
                 if saving and not at_end:
                     self.save()
                     seconds["save"] += clock.lap()
@@ -384,6 +466,14 @@ class Session:
         """Of the last 20 steps of this process, by their median."""
         return self.config.batch_size / statistics.median(self.step_seconds[-20:] or [math.inf])
 
+    @property
+    def status(self) -> str:
+        """How the run stands, for the panel."""
+        score = f"  {self.metric} {self.value:.4f}" if self.value is not None else ""
+        rates = f"{self.examples_per_second:,.1f} examples/s  {statistics.median(self.tokens_per_second[-20:]):,.0f} tokens/s"
+        left = duration((self.run.steps - self.step) * statistics.median(self.step_seconds[-20:]))
+        return f"loss {self.loss:.4f}{score}  {rates}  {memory(machine.peak_memory_bytes())}  {left} of training left"
+
     def evaluate(self, epoch: int) -> float | None:
         """Score the evaluation rows and note whether that is the best so far; None without such rows."""
         if self.run.data.eval is None:
@@ -392,7 +482,8 @@ class Session:
         with self.disk():
             self.log.write("eval", self.step, {"epoch": float(epoch), **scores})
         self.terminal.say(f"epoch {epoch}: " + "  ".join(f"{name} {value:.4f}" for name, value in scores.items()))
-        value, best = scores[self.metric], self.progress.best_scores.get(self.metric)
+        self.value = value = scores[self.metric]
+        best = self.progress.best_scores.get(self.metric)
         better = best is None or (value > best if self.higher_is_better else value < best)
         if better or value == best:  # of equals the later: it has settled at a lower learning rate
             self.progress.best_step, self.progress.best_scores = self.step, scores
@@ -431,30 +522,53 @@ class Session:
         with self.disk():
             self.checkpoints.save(self.state, dataclasses.asdict(self.progress), value)
 
-    def finish(self, before: dict[str, Any]) -> dict[str, Any]:
-        """The best epoch's model (the last one's without evaluation): its scores, export and result.json."""
-        from ftjax.report import write_report
-
-        clock, seconds = Clock(), self.progress.seconds
-        self.wait()
+    def restore_best(self) -> int:
+        """Take the state of the best epoch (of the last one without evaluation) and return its step."""
         best = self.progress.best_step or self.step
         if best != self.step and (wrong := damage(self.checkpoints.directory / str(best))):
             self.terminal.say(
                 f"The best checkpoint, of step {best}, cannot be used ({wrong}); the last step's model takes its place."
             )
+            assert self.run.data.eval is not None
             self.progress.best_scores = self.scores(self.run.data.eval, self.run.data.eval_rows, self.attach_eval)
             best = self.step
         if best != self.step:
             if (stage := self.run.stage_of(best)) != self.stage:
                 self.stage, self.state = stage, self.run.state_of(stage)
-                self.compile_stage()
+                self.compile_stage(training=False)
             with self.disk():
                 self.state, _ = self.checkpoints.restore(best, self.state)
+        return best
+
+    def test_scores(self) -> dict[str, float]:
+        """Scores of the test rows, whose predictions go to the run's directory."""
+        data = self.run.data
+        assert data.test is not None
+        return self.scores(data.test, data.test_rows, self.attach, predictions=self.config.output / "predictions.jsonl")
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """result.json, and what is made of it: the model's card and the report."""
+        from ftjax.report import write_report
+
+        output = self.config.output
+        if processes.is_first():
+            with self.disk():
+                write_card(output / "model", read_json(output / "config.json"), result, name=output.name)
+                rundir.write_json(output / "result.json", result)
+                write_report([output], output / "report.html")
+        processes.wait_for_all(f"end of --output {output}")
+
+    def finish(self, before: dict[str, Any], *, score_test: bool) -> dict[str, Any]:
+        """The best epoch's model: its scores, export and result.json."""
+        clock, seconds = Clock(), self.progress.seconds
+        self.wait()
+        best = self.restore_best()
         seconds["save"] += clock.lap()
         train_seconds = sum(seconds[name] for name in ("compile", "prefix", "data_wait", "step"))
         data, output = self.run.data, self.config.output
         result: dict[str, Any] = {
             "method": self.config.method,
+            "metric": self.metric,
             "trained_parameters": count(self.state.trainable),
             "frozen_parameters": count(self.state.frozen),
             "steps": self.step,
@@ -466,18 +580,14 @@ class Session:
         }
         if data.eval is not None:
             result["eval"] = self.progress.best_scores
-        if data.test is not None:
-            result["test"] = self.scores(data.test, data.test_rows, self.attach, predictions=output / "predictions.jsonl")
+        if data.test is not None and score_test:
+            result["test"] = self.test_scores()
         seconds["eval"] += clock.lap()
         with self.disk():
             save_model(self.run, self.state, output / "model", self.config.export_format)
         seconds["save"] += clock.lap()
         result |= {"peak_memory_bytes": machine.peak_memory_bytes(), "seconds": seconds, **before}
-        if processes.is_first():
-            with self.disk():
-                rundir.write_json(output / "result.json", result)
-                write_report([output], output / "report.html")
-        processes.wait_for_all(f"end of --output {output}")
+        self.write_result(result)
         spent = ", ".join(f"{name.replace('_', ' ')} {value:.1f} s" for name, value in seconds.items())
         self.terminal.say(f"Time: {spent}.")
         self.terminal.say(f"Model: {output / 'model'} (loads in transformers). Report: {output / 'report.html'}")
@@ -570,6 +680,9 @@ def export(checkpoint: Path, output: Path, export_format: ExportFormat | None = 
     state, _ = checkpoints.restore(chosen, run.state_of(run.stage_of(chosen)))
     with _disk_errors(output):
         save_model(run, state, output, export_format or config.export_format)
+        result = read_json(directory / "result.json") if (directory / "result.json").is_file() else {}
+        measured = result if result.get("best_step") == chosen else {}  # scores are those of the best step alone
+        write_card(output, saved, measured, name=output.name)
 
 
 def prefix_limits(config: TrainConfig) -> Limits:

@@ -73,10 +73,14 @@ def objective(config: TrainConfig, task: Task, vocabulary: Vocabulary, model: Mo
 class Masking(Protocol):
     """The settings of masked language modelling."""
 
-    model: str
-    mask_probability: float
-    mask_whole_words: bool
-    mask_once: bool
+    @property
+    def model(self) -> str: ...
+    @property
+    def mask_probability(self) -> float: ...
+    @property
+    def mask_whole_words(self) -> bool: ...
+    @property
+    def mask_once(self) -> bool: ...
 
 
 def masked_lm(config: Masking, vocabulary: Vocabulary, model: Model) -> MaskedLM:

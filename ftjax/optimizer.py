@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -141,6 +142,51 @@ def clip(max_norm: float) -> optax.GradientTransformationExtraArgs:
         return jax.tree.map(lambda g: g * scale, updates), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+@functools.lru_cache(maxsize=64)
+def scheduled(
+    treatments: tuple[tuple[str, Treatment], ...],
+    *,
+    optimizer: Literal["adamw", "adafactor"],
+    moment_dtype: str,
+    steps: int,
+    warmup_steps: int,
+    schedule: Schedule,
+    weight_decay: float,
+    max_gradient_norm: float | None,
+) -> optax.GradientTransformation:
+    """`adamw` or `adafactor` with a peak learning rate in its state, which is 1 until `with_learning_rate` sets it.
+
+    The same settings give the same object, so that runs which differ in learning rate or seed can share their programs.
+    """
+    rates = learning_rate_schedule(1.0, steps=steps, warmup_steps=warmup_steps, schedule=schedule)
+    make = functools.partial(adamw, moment_dtype=moment_dtype) if optimizer == "adamw" else adafactor
+    plain = make(dict(treatments), rates, weight_decay=weight_decay, max_gradient_norm=max_gradient_norm)
+    return optax.chain(plain, times_learning_rate())
+
+
+class LearningRate(NamedTuple):
+    """State of `times_learning_rate`: float32 ()."""
+
+    learning_rate: jax.Array
+
+
+def times_learning_rate() -> optax.GradientTransformation:
+    """Multiplies updates by a number of the state: they are proportional to the learning rate, weight decay and all."""
+
+    def update(
+        updates: optax.Updates, state: LearningRate, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, LearningRate]:
+        return jax.tree.map(lambda u: u * state.learning_rate, updates), state
+
+    return optax.GradientTransformation(lambda params: LearningRate(jnp.ones(())), update)
+
+
+def with_learning_rate(state: optax.OptState, learning_rate: float) -> optax.OptState:
+    """The state of a `scheduled` optimizer with this peak learning rate."""
+    plain, _ = state
+    return plain, LearningRate(jnp.float32(learning_rate))
 
 
 def rate_of(learning_rate: float | optax.Schedule, treatment: Treatment) -> float | optax.Schedule:

@@ -109,14 +109,21 @@ class Compiled:
         self.mesh, self.pmapped = mesh, pmapped
         self.seconds = 0.0
         self.programs: dict[tuple[Any, ...], Any] = {}
+        self._ready: set[tuple[Any, ...]] = set()
         whole = {"out_shardings": NamedSharding(mesh, PartitionSpec())} if gather else {}
-        self._jitted = step if pmapped else jax.jit(step, donate_argnums=0 if donate else (), **whole)
+        self._jitted: Any = step if pmapped else jax.jit(step, donate_argnums=0 if donate else (), **whole)
 
     def __call__(self, *arguments: Any) -> Any:
         """Run the program for this batch's shapes; the batch is put on the devices first."""
         *trees, batch = arguments
         sharded = split_batch(batch, self.mesh.size) if self.pmapped else shard_batch(batch, self.mesh)
-        return self.program(*trees, sharded)(*trees, sharded)
+        program = self.program(*trees, sharded)
+        self._ready.add(_rows(batch))
+        return program(*trees, sharded)
+
+    def is_ready(self, batch: Any) -> bool:
+        """Whether a program for rows such as this batch's has been compiled."""
+        return _rows(batch) in self._ready
 
     def program(self, *arguments: Any) -> Any:
         """The compiled program for arguments such as these; shapes with shardings will do."""
@@ -126,3 +133,8 @@ class Compiled:
             self.programs[shapes] = self._jitted.lower(*arguments).compile()
             self.seconds += time.perf_counter() - start
         return self.programs[shapes]
+
+
+def _rows(batch: Any) -> tuple[Any, ...]:
+    """The shape of a row, however many a process or a device has."""
+    return tuple((name, value.shape[1:]) for name, value in batch.items())

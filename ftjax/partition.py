@@ -141,7 +141,7 @@ def read_rules(path: Path) -> list[Rule]:
             continue
         where = f"{path}, line {number}"
         meant, *actions = words
-        values: dict[str, float] = {}
+        values: dict[str, Any] = {}
         for action in actions[1:]:
             name, _, text = action.partition("=")
             value = _number(text)

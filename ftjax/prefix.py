@@ -40,7 +40,7 @@ def unchanged(batch: dict[str, Any]) -> dict[str, Any]:
 FORMAT = 2  # of what a cached file means; a new number makes all old ones stale
 
 
-def prefix_step(model: Model):  # noqa: ANN201 (the returned step is described below)
+def prefix_step(model: Model) -> Callable[[Params, Batch], jax.Array]:
     """A step (params, batch) -> what `model.prefix_layers` layers make of the batch, float32 (batch, length, hidden).
 
     If those are all the layers it is what the classifier reads of the last one: (batch, 1, hidden) unless it is of tokens.

@@ -18,7 +18,7 @@ from ftjax.data.tokenize import Examples, join, load_tokenizer
 from ftjax.errors import InputError
 from ftjax.models import Model, Params, build
 from ftjax.objective import Vocabulary, objective
-from ftjax.optimizer import carry_over
+from ftjax.optimizer import carry_over, with_learning_rate
 from ftjax.parallel import Compiled, check_batch_size, parallel_step, pmap_step
 from ftjax.partition import count
 from ftjax.pretrained.adapter import check_adapter, locate
@@ -95,7 +95,7 @@ def read_rows(config: TrainConfig, task: Task) -> tuple[list[Rows], Rows | None,
 def prepare_data(config: TrainConfig, say: Say, buckets: tuple[int, ...] = ()) -> Data:
     """Read and tokenise; InputError for rows that training cannot use. buckets: () where they are still to be chosen."""
     directory = model_directory(config.model)
-    model_config, raw_config, _ = read_config(directory, config.adapter and Path(config.adapter))
+    model_config, raw_config, _ = read_config(directory, Path(config.adapter) if config.adapter else None)
     if config.max_length > model_config.max_length:
         raise InputError(f"--max-length {config.max_length} is longer than the model's {model_config.max_length} positions.")
     task = task_class(config.task).of(config)
@@ -126,7 +126,7 @@ def prepare_data(config: TrainConfig, say: Say, buckets: tuple[int, ...] = ()) -
     task = task.with_vocabulary(vocabulary)
     encoded = [task.encode(rows, tokenizer, config.max_length) for rows in train_rows]
     train = encoded[0] if len(encoded) == 1 else join(*encoded)
-    held_out = [rows and task.encode(rows, tokenizer, config.max_length) for rows in (eval_rows, test_rows)]
+    held_out = [r if r is None else task.encode(r, tokenizer, config.max_length) for r in (eval_rows, test_rows)]
     for rows, examples in zip([*train_rows, eval_rows, test_rows], [*encoded, *held_out], strict=True):
         if rows is None or examples is None:
             continue
@@ -201,7 +201,7 @@ def heads(config: TrainConfig, task: Task) -> set[Head]:
     names = [name for name, weight in config.losses if not weight.is_zero]
     found: set[Head] = {head for head in ("masked_lm", "causal_lm") if head.replace("_", "-") in names}
     if config.supervised_weight or any(name in CLASS_LOSSES for name in names):
-        found |= {task.head} - {None}
+        found |= set() if task.head is None else {task.head}
     return found
 
 
@@ -251,7 +251,7 @@ class Run:
     def new_state(self, number: int, params: Params) -> TrainState:
         """The state of a stage before its first step, from the values of all parameters. Traceable."""
         stage = self.stages[number]
-        return create_state(
+        state = create_state(
             params,
             stage.labels,
             stage.objective,
@@ -262,6 +262,8 @@ class Run:
             teacher_decay=self.config.teacher_decay,
             skip_nonfinite=self.config.nonfinite == "skip",
         )
+        optimizer_state = with_learning_rate(state.optimizer_state, self.config.learning_rate)
+        return dataclasses.replace(state, optimizer_state=optimizer_state)
 
     def state_of(self, number: int, before: TrainState | None = None) -> TrainState:
         """The state at the beginning of a stage; what trained before it goes on from the state `before`."""
@@ -337,7 +339,7 @@ def prepare(config: TrainConfig, say: Say, buckets: tuple[int, ...] = ()) -> Run
     """
     config.check()
     base, adapter = locate(config.model, config.adapter)
-    config = dataclasses.replace(config, model=str(base), adapter=adapter and str(adapter))
+    config = dataclasses.replace(config, model=str(base), adapter=None if adapter is None else str(adapter))
     devices = jax.devices()
     model = lambda: build(read_config(model_directory(config.model))[0])  # noqa: E731
     layout = layout_of(config, devices, model, (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit"))

@@ -17,9 +17,10 @@ from ftjax.config import TrainConfig, flag
 from ftjax.errors import InputError
 from ftjax.pretrained.tensors import read_json
 from ftjax.redact import redact
+from ftjax.trackers import Trackers
 
 FREE = (
-    *("output", "resume", "json", "log_every", "save_every", "write_timeout"),
+    *("output", "resume", "json", "log_every", "save_every", "write_timeout", "tracker", "tracker_project"),
     *("mesh", "sharding", "parallel", "remat", "coordinator_address", "process_count", "process_index", "process_timeout"),
     *("prefix_cache", "prefix_cache_memory_gb", "prefix_cache_disk_gb", "prefix_cache_dir"),
 )
@@ -121,6 +122,18 @@ def bucket_lengths(directory: Path) -> tuple[int, ...]:
     return tuple(saved)
 
 
+def predicts(directory: Path) -> bool:
+    """Whether the model of the run in a directory predicts what its task asks for, from its config.json."""
+    saved = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    return bool(saved.get("labels")) or saved.get("task") in (
+        "regression",
+        "question-answering",
+        "seq2seq",
+        "causal-lm",
+        "dialogue",
+    )
+
+
 def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
     """A JSON object a line, all of them or none."""
     partial = path.with_name(f".{path.name}.partial")
@@ -132,11 +145,13 @@ def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
 class MetricsLog:
     """metrics.jsonl and the same numbers as TensorBoard events. Opening drops what lies after `step`.
 
-    writes: whether this process is the one that does.
+    writes: whether this process is the one that does. trackers: those that get the same numbers, under TensorBoard's names.
     """
 
+    trackers: Trackers | None = None
+
     def __init__(self, directory: Path, step: int, *, writes: bool = True) -> None:
-        self._events = None
+        self._events: Any = None
         if not writes:
             return
         from tensorboardX import SummaryWriter
@@ -156,14 +171,18 @@ class MetricsLog:
             return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(finite({"kind": kind, "step": step, **values}), allow_nan=False) + "\n")
-        for name, value in values.items():
-            if math.isfinite(value):
-                self._events.add_scalar(f"{kind}/{name}", value, step)
+        named = {f"{kind}/{name}": value for name, value in values.items() if math.isfinite(value)}
+        for name, value in named.items():
+            self._events.add_scalar(name, value, step)
+        if self.trackers is not None:
+            self.trackers.write(named, step)
 
     def close(self) -> None:
         """Flush the events."""
         if self._events is not None:
             self._events.close()
+        if self.trackers is not None:
+            self.trackers.close()
 
 
 def _step(line: str) -> float:

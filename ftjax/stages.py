@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 
@@ -14,7 +13,7 @@ from ftjax.config import Parameters, TrainConfig
 from ftjax.errors import InputError, did_you_mean
 from ftjax.models import LORA, Lora, Model, with_lora
 from ftjax.objectives import Objective
-from ftjax.optimizer import adafactor, adamw, learning_rate_schedule
+from ftjax.optimizer import scheduled
 from ftjax.partition import Labels, Treatments, count, labels_of, lora_part, split, treat, without_lora
 from ftjax.pretrained.load import Pretrained, add_lora, in_4bit, merge
 from ftjax.step import kept_in
@@ -52,9 +51,6 @@ def stages_of(
 ) -> tuple[Stage, ...]:
     """The stages of a run. Each trains what the one before it did, with the same treatment, and more."""
     names, layers = pretrained.model.shapes, pretrained.model.config.num_hidden_layers
-    schedule = learning_rate_schedule(
-        config.learning_rate, steps=config.epochs * steps_per_epoch, warmup_steps=config.warmup_steps, schedule=config.schedule
-    )
     stages: list[Stage] = []
     known: Treatments = {}
     for epoch, spec in config.stages:
@@ -74,8 +70,16 @@ def stages_of(
         model = pretrained.model if config.frozen_dropout else pretrained.model.freeze(known)
         model = dataclasses.replace(model, remat=config.remat)
         terms = objective(model)
-        make = functools.partial(adamw, moment_dtype=config.moment_dtype) if config.optimizer == "adamw" else adafactor
-        optimizer = make(known, schedule, weight_decay=config.weight_decay, max_gradient_norm=config.max_gradient_norm or None)
+        optimizer = scheduled(
+            tuple(known.items()),
+            optimizer=config.optimizer,
+            moment_dtype=config.moment_dtype,
+            steps=config.epochs * steps_per_epoch,
+            warmup_steps=config.warmup_steps,
+            schedule=config.schedule,
+            weight_decay=config.weight_decay,
+            max_gradient_norm=config.max_gradient_norm or None,
+        )
         prefix = model.prefix_layers > 0 and all(getattr(term.loss, "takes_prefix", False) for term in terms)
         stages.append(Stage(step, spec, dict(chosen), model, terms, optimizer, prefix))
     return tuple(stages)
@@ -132,6 +136,7 @@ def layer_kernels(names: Iterable[str]) -> list[str]:
 def _go_on(pretrained: Pretrained, trained: Collection[str], config: TrainConfig | Parameters) -> Pretrained:
     """The model whose adapter trains further, with this run's dropout."""
     lora = pretrained.model.lora
+    assert lora is not None
     if config.dora and not lora.dora:
         raise InputError("--dora: the adapter has no magnitudes; go on without, or without --adapter.")
     if both := [name for name in lora.modules if f"{name}.kernel" in trained]:
@@ -142,10 +147,9 @@ def _go_on(pretrained: Pretrained, trained: Collection[str], config: TrainConfig
 
 def _merged(pretrained: Pretrained, ranks: Collection[int]) -> Pretrained:
     """The model with its adapter in the kernels. InputError where new matrices are asked for besides."""
-    if ranks:
+    if ranks and (lora := pretrained.model.lora) is not None:
         raise InputError(
-            f"--train-parameters: lora:{min(ranks)} beside an adapter of rank {pretrained.model.lora.rank}; "
-            f"go on with it by lora:{pretrained.model.lora.rank}."
+            f"--train-parameters: lora:{min(ranks)} beside an adapter of rank {lora.rank}; go on with it by lora:{lora.rank}."
         )
     return merge(pretrained)
 

@@ -33,7 +33,7 @@ def part_axis() -> str:
     return FSDP if sizes.get(FSDP, 1) > 1 else DATA
 
 
-def gather(params: Mapping[str, jax.Array], cuts: Cuts, axis_name: str, dtype: jnp.dtype) -> dict[str, jax.Array]:
+def gather(params: Mapping[str, jax.Array], cuts: Cuts, axis_name: str | None, dtype: jnp.dtype) -> dict[str, jax.Array]:
     """Whole parameters from every device's part, float32; those that are cut have been rounded to `dtype` on the way."""
 
     def whole(name: str, value: jax.Array) -> jax.Array:
@@ -107,7 +107,7 @@ def lookup(columns: jax.Array, ids: jax.Array) -> jax.Array:
     return jax.lax.all_to_all(found, axis, split_axis=0, concat_axis=found.ndim - 1, tiled=True)
 
 
-def scatter(gradients: Mapping[str, jax.Array], cuts: Cuts, axis_name: str) -> dict[str, jax.Array]:
+def scatter(gradients: Mapping[str, jax.Array], cuts: Cuts, axis_name: str | None) -> dict[str, jax.Array]:
     """Sums over devices of gradients that are all cut: of each only this device's part."""
     return {
         name: jax.lax.psum_scatter(value, axis_name, scatter_dimension=cuts[name], tiled=True)
@@ -115,7 +115,7 @@ def scatter(gradients: Mapping[str, jax.Array], cuts: Cuts, axis_name: str) -> d
     }
 
 
-def norm(gradients: Mapping[str, jax.Array], cuts: Cuts, axis_name: str) -> jax.Array:
+def norm(gradients: Mapping[str, jax.Array], cuts: Cuts, axis_name: str | None) -> jax.Array:
     """The global norm of summed gradients of which this device has its parts: a float32 scalar."""
     squares = {name: jnp.square(value).sum() for name, value in gradients.items()}
     parts = jnp.asarray(sum(value for name, value in squares.items() if name in cuts), jnp.float32)

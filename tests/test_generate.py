@@ -179,7 +179,7 @@ needs_templates = pytest.mark.skipif(importlib.util.find_spec("jinja2") is None,
 
 @needs_templates
 def test_chat_command(talker):
-    command = [sys.executable, "-m", "ftjax.cli", "chat", "--model", str(talker), "--max-new-tokens", "4"]
+    command = [sys.executable, "-m", "ftjax", "chat", "--model", str(talker), "--max-new-tokens", "4"]
     lines = "Hello\n\nAgain\n/quit\nnever\n"
     out = subprocess.run(command, input=lines, capture_output=True, text=True, env=command_environment(), cwd=ROOT)
     assert out.returncode == 0, out.stderr

@@ -1,5 +1,6 @@
 """Models by hub id: the real download code against a server on the loopback interface."""
 
+import base64
 import http.server
 import json
 import os
@@ -8,9 +9,11 @@ import subprocess
 import sys
 import threading
 
+import huggingface_hub
 import pytest
 from conftest import command_environment
 from decoders import write_keras_gpt2
+from test_commands import fail
 
 from ftjax.models import Lora
 from ftjax.pretrained import load_pretrained, save_adapter
@@ -69,13 +72,23 @@ def hub():
     server.server_close()
 
 
+def in_its_own_process(program, endpoint, home, *arguments, **variables):
+    """A program where HF_ENDPOINT and the cache are ours: `huggingface_hub` reads them at its import."""
+    environment = command_environment() | {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
+    environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_ETAG_TIMEOUT": "5", **variables}
+    for proxy in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        environment.pop(proxy)
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+
+
 def fetched(asked):
     """The names of the files that were downloaded."""
     return {path.split("?")[0].rsplit("/", 1)[1] for path in asked if "/resolve/" in path}
 
 
 def load_in_its_own_process(name, endpoint, home):
-    """Load a model by name where HF_ENDPOINT and the cache are ours: `huggingface_hub` reads them at its import."""
+    """Load a model by name."""
     program = """
 import sys
 from ftjax.errors import InputError
@@ -85,11 +98,7 @@ try:
 except InputError as error:
     print("InputError", error)
 """
-    environment = command_environment() | {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
-    environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_ETAG_TIMEOUT": "5"}
-    for proxy in [name for name in os.environ if name.lower().endswith("_proxy")]:
-        environment.pop(proxy)
-    done = subprocess.run([sys.executable, "-c", program, name], capture_output=True, text=True, env=environment, timeout=120)
+    done = in_its_own_process(program, endpoint, home, name)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip().splitlines()[-1]
 
@@ -130,3 +139,102 @@ def test_a_hub_id_that_does_not_exist_and_a_hub_that_does_not_answer(hub, tmp_pa
     said = load_in_its_own_process("someone/tiny", "http://127.0.0.1:9", tmp_path / "other")
     assert said.startswith("InputError someone/tiny: no such directory, and it could not be downloaded")
     assert load_in_its_own_process("not a name!", endpoint, tmp_path).startswith("InputError not a name!: neither")
+
+
+TOKEN = "hf_" + "SecretSecretSecret"
+PUSH = """
+import sys
+from pathlib import Path
+from ftjax.errors import InputError
+from ftjax.pretrained.hub import check_push, push
+try:
+    check_push(sys.argv[2])
+    print(push(Path(sys.argv[1]), sys.argv[2], private=True))
+except InputError as error:
+    print("InputError", error)
+"""
+
+
+@pytest.fixture
+def taking_hub():
+    """A server that takes uploads as the hub does, with one token; yields (address, made repositories, files taken)."""
+    made, taken = [], {}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def answer(self, status, body):
+            body = json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+                self.answer(401, {"error": "Invalid username or password."})
+            elif self.path == "/api/repos/create":
+                made.append(json.loads(body))
+                self.answer(200, {"url": f"http://{self.headers['Host']}/someone/mine", "name": "someone/mine"})
+            elif self.path == "/api/validate-yaml":
+                self.answer(200, {"warnings": [], "errors": []})
+            elif "/preupload/" in self.path:
+                files = [file["path"] for file in json.loads(body)["files"]]
+                self.answer(200, {"files": [{"path": p, "uploadMode": "regular", "shouldIgnore": False} for p in files]})
+            elif "/commit/" in self.path:
+                for line in map(json.loads, body.splitlines()):
+                    if line["key"] == "file":
+                        taken[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                address = f"http://{self.headers['Host']}/someone/mine/commit/{COMMIT}"
+                self.answer(200, {"commitUrl": address, "commitOid": COMMIT, "pullRequestUrl": None})
+            else:
+                self.answer(404, {"error": self.path})
+
+        def do_GET(self):
+            self.answer(200, {"id": "someone/mine", "sha": COMMIT, "siblings": [], "private": True, "tags": [], "downloads": 0})
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", made, taken
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_model_is_pushed_with_the_token_of_its_usual_place_which_nobody_sees(taking_hub, tmp_path):
+    endpoint, made, taken = taking_hub
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "README.md").write_text("---\ntags: [ftjax]\n---\n# mine\n")
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "token").write_text(TOKEN)  # where `hf auth login` leaves it
+    done = in_its_own_process(PUSH, endpoint, home, model, "someone/mine")
+    assert done.stdout.strip() == f"{endpoint}/someone/mine", done.stderr
+    assert taken == {path.name: path.read_bytes() for path in model.iterdir()}
+    assert made[0]["name"] == "mine" and made[0]["organization"] == "someone"
+    assert TOKEN not in done.stdout + done.stderr
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path != home / "token" and TOKEN in path.read_text()]
+
+
+def test_a_push_that_the_hub_does_not_take(taking_hub, tmp_path):
+    endpoint, _, taken = taking_hub
+    (tmp_path / "config.json").write_text("{}")
+    for address, token, said in (
+        (endpoint, "hf_wrong", "the hub did not take it (Client error '401 Unauthorized'"),
+        ("http://127.0.0.1:9", TOKEN, "the hub did not take it"),
+    ):
+        done = in_its_own_process(PUSH, address, tmp_path / "none", tmp_path, "someone/mine", HF_TOKEN=token)
+        assert done.returncode == 0 and said in done.stdout, done.stdout + done.stderr
+        assert TOKEN not in done.stdout + done.stderr
+    assert not taken
+
+
+def test_a_push_that_cannot_be_is_refused_before_anything_is_done(tmp_path, monkeypatch, capsys):
+    arguments = ("export", "--checkpoint", tmp_path, "--output", tmp_path / "model", "--push-to-hub")
+    assert "--push-to-hub a/b/c: no name of a repository" in fail(capsys, *arguments, "a/b/c")
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+    assert "nobody is logged in" in fail(capsys, *arguments, "someone/mine")

@@ -19,8 +19,10 @@ from rich.console import Console
 from ftjax.errors import InputError
 from ftjax.report import RunRecord, formats, html, read_run, table, write_report
 from ftjax.report.answer import answer, caution
+from ftjax.report.classes import calibration, calibration_error, class_scores
 from ftjax.report.figures import MOST_POINTS, curve, draw, smoothed, thinned
 from ftjax.report.runs import best, measure, names
+from ftjax.report.seeds import best_setting, difference, settings
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -286,6 +288,97 @@ def test_runs_of_one_method_are_told_apart(run: RunRecord, tmp_path: Path):
     assert "full (seed-1)" in html([run, other])
 
 
+# Over seeds
+
+
+def sweep_of(root: Path, scores: dict[tuple[str, float], list[float]], *, tested: tuple[str, float] | None = None):
+    """Runs of a sweep: (method, learning rate) -> evaluation accuracy by seed; test scores of one setting alone."""
+    found = []
+    for (method, rate), values in scores.items():
+        for seed, accuracy in enumerate(values):
+            run = read_run(make_run(root / f"{method}-{rate}-{seed}", method, accuracy=accuracy))
+            result = {k: v for k, v in run.result.items() if k != "test" or (method, rate) == tested} | {"metric": "accuracy"}
+            config = run.config | {"learning_rate": rate, "seed": seed, "output": str(run.directory)}
+            found.append(dataclasses.replace(run, config=config, result=result))
+    return found
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> list[RunRecord]:
+    scores = {("full", 1e-5): [0.7, 0.75, 0.8], ("full", 5e-5): [0.8, 0.85, 0.9], ("partial", 5e-5): [0.8, 0.8, 0.8]}
+    return sweep_of(tmp_path_factory.mktemp("sweep"), scores, tested=("full", 5e-5))
+
+
+def test_runs_that_differ_in_their_seed_are_one_setting(swept: list[RunRecord]):
+    found = settings(swept)
+    assert [s.name for s in found] == ["full, learning_rate 1e-05", "full, learning_rate 5e-05", "partial, learning_rate 5e-05"]
+    assert [s.score for s in found] == ["75.0 % ± 5.0 (3 seeds)", "85.0 % ± 5.0 (3 seeds)", "80.0 % ± 0.0 (3 seeds)"]
+    best = best_setting(found)
+    assert best is found[1] and best.split == "eval"
+    pair = difference(best, found[2])
+    assert pair.differences == pytest.approx([0.0, 0.05, 0.1]) and pair.mean == pytest.approx(0.05)
+    assert pair.interval == pytest.approx((0.05 - 4.30265 * 0.05 / 3**0.5, 0.05 + 4.30265 * 0.05 / 3**0.5), rel=1e-4)
+    assert "+5.0 points of eval accuracy, seed by seed over 3 seeds (95 % from -7.4 to +17.4)." in pair.sentence
+    assert difference(best, found[0]).interval == pytest.approx((0.1, 0.1))  # every seed alike
+
+
+def test_the_answer_over_seeds_names_the_setting_and_its_test_score(swept: list[RunRecord]):
+    assert answer(swept) == (
+        "Full, learning_rate 5e-05 had the best mean eval accuracy, 85.0 % ± 5.0 (3 seeds). "
+        "Its test accuracy, which chose nothing, is 85.0 % ± 5.0 (3 seeds)."
+    )
+    assert "Full, learning_rate 5e-05 less partial" in caution(swept)
+    text = html(swept)
+    assert "<h2>Over seeds</h2>" in text and "0: 80.0 %, 1: 85.0 %, 2: 90.0 %".replace(" %", "\N{NO-BREAK SPACE}%") in text
+    assert "<h2>Over seeds</h2>" not in html(swept[::3])
+
+
+def test_lower_loss_is_the_better_setting_and_one_seed_has_no_interval(swept: list[RunRecord]):
+    runs = [change(run, result={"eval": {"loss": loss}, "test": None, "metric": "loss"}) for run, loss in zip(swept, range(9))]
+    found = settings(runs)
+    assert best_setting(found) is found[0] and found[0].score == "1.0000 ± 1.0000 (3 seeds)"
+    one = difference(*settings(runs[::3])[:2])
+    assert one.interval is None and one.sentence.endswith("-3.0000 of eval loss, on one seed.")
+    assert best_setting(settings([change(run, result={"eval": None}) for run in runs])).mean is None
+
+
+# Labels and probabilities
+
+
+def test_scores_label_by_label_are_those_of_scikit_learn():
+    from sklearn.metrics import precision_recall_fscore_support
+
+    choose = random.Random(0)
+    predictions = [{"label": choose.choice("abc"), "prediction": choose.choice("abd")} for _ in range(200)]
+    given, said = ([p[key] for p in predictions] for key in ("label", "prediction"))
+    expected = precision_recall_fscore_support(given, said, labels=list("abcd"), zero_division=0.0)
+    found = class_scores(predictions, ["a", "b"])
+    assert [s.label for s in found] == ["a", "b", "c", "d"]
+    assert [s.f1 for s in found] == pytest.approx(list(expected[2])) and [s.rows for s in found] == list(expected[3])
+    assert [s.precision or 0.0 for s in found] == pytest.approx(list(expected[0]))
+    assert found[3].recall is None and found[2].precision is None
+
+
+def test_calibration_counts_every_row_once_and_weighs_by_rows():
+    def rows(number: int, sure: float, right: int):
+        return [
+            {"label": "a", "prediction": "a" if i < right else "b", "scores": {"a": sure, "b": sure}} for i in range(number)
+        ]
+
+    bins = calibration([*rows(10, 0.55, 5), *rows(30, 1.0, 15), {"label": "a", "prediction": "a", "scores": {}}])
+    assert [(b.rows, b.accuracy) for b in bins] == [(10, 0.5), (30, 0.5)]
+    assert calibration_error(bins) == pytest.approx((10 * 0.05 + 30 * 0.5) / 40)
+
+
+def test_labels_memory_and_calibration_have_their_place(runs: list[RunRecord], text: str):
+    for heading in ("Label by label", "Calibration", "Where time and memory went"):
+        assert f"<h2>{heading}</h2>" in text
+    said = Page(html(runs[:1])).text
+    assert "precision" in said and "Expected calibration error" in said and "AdamW" in said
+    few = [change(run, config={"labels_per_class": n}) for run, n in zip([runs[0], runs[0], runs[1]], (8, 64, 8))]
+    assert "<h2>What labels bring</h2>" in html(few) and "<h2>What labels bring</h2>" not in text
+
+
 # Curves
 
 
@@ -338,7 +431,7 @@ def test_page_is_accessible(text: str):
     assert all(after <= before + 1 for before, after in pairwise(headings))
     assert all(th.get("scope") in ("col", "row") for th in page.all("th"))
     assert all(svg["role"] == "img" and svg["aria-label"] for svg in page.all("svg"))
-    assert len(page.all("figure")) == len(page.all("figcaption")) == 7
+    assert len(page.all("figure")) == len(page.all("figcaption")) == 8
 
 
 def test_ids_are_unique_and_every_reference_has_its_target(text: str):

@@ -79,7 +79,7 @@ def bare_run(
     pretrained = Pretrained(
         directory=Path(source),
         model=model,
-        params=model.shapes,  # type: ignore[arg-type]  (shapes stand for values)
+        params=model.shapes,  # type: ignore[arg-type, unused-ignore]  # shapes stand for values
         new=tuple(name for name in model.shapes if name.startswith(("classifier.", "masked_lm."))),
         spelled={},
         dtypes={},

@@ -264,7 +264,7 @@ class TorchStep:
         if not answer:
             lines = process.communicate()[1].strip().splitlines() or ["no message"]
             raise InputError(
-                f"--against torch: {process.args[0]} failed ({lines[-1]}); "  # type: ignore[index]
+                f"--against torch: {process.args[0]!s} failed ({lines[-1]}); "  # type: ignore[index]
                 "name a Python with torch and transformers: --torch-python."
             )
         return json.loads(answer)

@@ -52,7 +52,8 @@ def model_flops(model: Model, labels: Labels, objective: Objective, rows: int, l
         passes += rows * length * total
         masked, causal = isinstance(term.loss, MaskedLM), isinstance(term.loss, CausalLM)
         every = causal or (model.of_tokens and not masked)
-        read = rows * (max(1, math.ceil(term.loss.probability * length)) if masked else length if every else 1)
+        share = term.loss.probability if isinstance(term.loss, MaskedLM) else 1.0
+        read = rows * (max(1, math.ceil(share * length)) if masked or every else 1)
         head = r"masked_lm\." if masked else r"lm_head\." if causal else r"(pooler|classifier)\."
         heads = [name for name in model.shapes if re.match(head, name)]
         passes += read * _matrices(model, labels, heads, True)

@@ -98,7 +98,8 @@ def parse(text: str) -> Module:
     """
     partitions, replicas = (re.search(rf"\b{name}=(\d+)", text[:100_000]) for name in ("num_partitions", "replica_count"))
     computations: dict[str, tuple[Instruction, ...]] = {}
-    entry, name, lines = "", None, []
+    entry, name = "", None
+    lines: list[str] = []
     for line in text.splitlines():
         if name is None:
             if found := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$", line):

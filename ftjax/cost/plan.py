@@ -8,9 +8,10 @@ import os
 import re
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ftjax.config import PlanConfig
@@ -51,8 +52,9 @@ def search(config: PlanConfig, devices: Sequence[jax.Device], chip: Chip | None,
     less than 1 %.
     """
     tried: list[dict[str, Any]] = []
-    shardings = ("zero1", "replicated") if len(devices) > 1 else ("replicated",)
-    for remat, sharding in [(remat, sharding) for remat in ("none", "full") for sharding in shardings]:
+    shardings: tuple[Literal["zero1", "replicated"], ...] = ("zero1", "replicated") if len(devices) > 1 else ("replicated",)
+    remats: tuple[Literal["none", "full"], ...] = ("none", "full")
+    for remat, sharding in [(remat, sharding) for remat in remats for sharding in shardings]:
         size, before = config.batch_size, 0.0
         while True:
             found = examine(dataclasses.replace(config, batch_size=size, remat=remat, sharding=sharding), devices, chip, say)
@@ -196,7 +198,7 @@ def prefix_program(run: Run, arguments: tuple[Any, ...]) -> Any:
     """The program that computes what the frozen layers make of a batch."""
     size, length, mesh = run.config.batch_size, run.data.buckets[-1], run.layout.mesh
     rows = NamedSharding(mesh, PartitionSpec(ROWS))
-    batch = jax.eval_shape(lambda: make_batch(full_rows(size, length), range(size), length, size, 0))
+    batch = jax.eval_shape(lambda: make_batch(full_rows(size, length), np.arange(size), length, size, 0))
     batch = {n: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows) for n, leaf in batch.items()}
     return Compiled(prefix_step(run.stages[0].model), mesh, donate=False).program(arguments[1], batch)
 

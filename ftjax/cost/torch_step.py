@@ -11,7 +11,7 @@ import json
 import sys
 import time
 
-import torch
+import torch  # type: ignore[import-not-found, unused-ignore]  # of another Python
 import transformers
 
 

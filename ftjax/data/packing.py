@@ -54,7 +54,7 @@ def documents(tokens: Sequence[Sequence[int]], learnt: Sequence[Sequence[int]] |
     labels = labels.copy()
     labels[starts[:-1]] = NO_LABEL
     rows = np.array([number for number, _, _ in pieces], np.int64)
-    return Documents(joined, np.zeros_like(joined), starts, labels, per_token=True, rows=rows, row_length=most, **counts)
+    return Documents(joined, np.zeros_like(joined), starts, labels, per_token=True, rows=rows, row_length=most, **counts)  # type: ignore[arg-type]
 
 
 def pack(lengths: np.ndarray, row_length: int, *, seed: int | None, epoch: int = 0) -> list[np.ndarray]:

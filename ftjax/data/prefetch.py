@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
-def prefetch(source: Iterable[T], depth: int = 2) -> Iterator[T]:
+def prefetch(source: Iterable[T], depth: int = 2) -> Generator[T]:
     """The items of `source`, of which up to `depth` are made ahead. What it raises is raised here, in its place.
 
     Closing the iterator (or leaving a for loop over it) ends the thread after the item it is at.

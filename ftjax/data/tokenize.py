@@ -92,7 +92,7 @@ def label_names(rows: Sequence[Rows]) -> tuple[str, ...]:
         return declared
     names = {name for r in rows for name in r.labels or () if name is not None}
     numeric = all(name.lstrip("-").isdecimal() for name in names)
-    return tuple(sorted(names, key=int if numeric else None))  # type: ignore[arg-type]
+    return tuple(sorted(names, key=int if numeric else None))
 
 
 def encode(rows: Rows, tokenizer: PreTrainedTokenizerFast, labels: tuple[str, ...], max_length: int) -> Examples:

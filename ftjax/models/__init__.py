@@ -154,7 +154,7 @@ def build(
     scan: a decoder's layers run as one loop, which compiles in the same time however many they are; see `Decoder.scan`.
     precision: the dtype of the operands of every dot product, "float32" or "bfloat16"; all else is float32.
     """
-    chosen = {
+    chosen: dict[str, Any] = {
         "num_labels": num_labels,
         "classifier": classifier or config.own_classifier,
         "pooler": pooler,
@@ -165,7 +165,7 @@ def build(
     dtype = jnp.dtype(precision)
 
     def module() -> nnx.Module:
-        whole = SEQ2SEQ.get(type(config))
+        whole: Any = SEQ2SEQ.get(type(config))
         made = whole(config, dtype) if whole else TextModel(config, BODIES[type(config)], **chosen, dtype=dtype)
         for path, part in nnx.iter_modules(made):
             if isinstance(part, Dense) and dotted(path) in in_4bit:

@@ -127,7 +127,7 @@ class Config:
 
     def with_dropout(self, rate: float) -> Self:
         """The same with one rate everywhere."""
-        return dataclasses.replace(self, **dict.fromkeys(self.dropout_fields, rate))
+        return dataclasses.replace(self, **{name: rate for name in self.dropout_fields})  # type: ignore[arg-type]
 
     def only(self, config: dict[str, Any], source: str, **plain: Any) -> None:
         """InputError where the dictionary sets one of these otherwise: that is not supported."""

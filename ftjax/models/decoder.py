@@ -303,7 +303,7 @@ class DecoderMLP(nnx.Module):
         sizes, bias = (config.hidden_size, config.intermediate_size), config.design.mlp_bias
         self.gate = Dense(*sizes, dtype, bias=bias) if config.design.gated else None
         self.up = Dense(*sizes, dtype, bias=bias)
-        self.down = Dense(*reversed(sizes), dtype, bias=bias)
+        self.down = Dense(sizes[1], sizes[0], dtype, bias=bias)
         self.activation = ACTIVATIONS[config.hidden_act]
 
     def __call__(self, hidden: jax.Array, seeds: jax.Array | None) -> jax.Array:
@@ -434,15 +434,16 @@ class Decoder(nnx.Module):
         kinds = self._kinds(positions, lambda window: causal(cache.used, length, mask, window))
         hidden = self.embeddings(input_ids, positions, None)
         found = []
-        for layer, kind, *old in zip(self.layers, self.kind_of, cache.keys, cache.values, strict=True):
-            hidden, new = layer(hidden, kinds[kind], None, memory=Memory(*old, cache.used))
+        for layer, kind, keys, values in zip(self.layers, self.kind_of, cache.keys, cache.values, strict=True):
+            hidden, new = layer(hidden, kinds[kind], None, memory=Memory(keys, values, cache.used))
             found.append(new)
         keys, values = zip(*found, strict=True)
         return self.finish(hidden), Cache(keys, values, mask, cache.used + length)
 
     def _kinds(self, positions: jax.Array, visible: Any) -> tuple[KindContext, ...]:
         return tuple(
-            KindContext(kind.rope and kind.rope.rotation(positions, self.size), visible(kind.window)) for kind in self.kinds
+            KindContext(None if kind.rope is None else kind.rope.rotation(positions, self.size), visible(kind.window))
+            for kind in self.kinds
         )
 
 

@@ -70,7 +70,7 @@ class TextModel(nnx.Module):
         dtype: jnp.dtype,
     ) -> None:
         (self.part,) = config.parts
-        setattr(self, self.part, body(config, dtype))
+        setattr(self, self.part, body(config, dtype))  # type: ignore[call-arg]  # every one takes these
         if pooler or (num_labels is not None and classifier == "pooled"):
             self.pooler = Dense(config.hidden_size, config.hidden_size, dtype)
         if num_labels is not None:
@@ -78,7 +78,7 @@ class TextModel(nnx.Module):
         if masked_lm:
             self.masked_lm = MaskedLMHead(config, dtype)
         if causal_lm:
-            self.lm_head = NextTokenHead(config, dtype)
+            self.lm_head = NextTokenHead(config, dtype)  # type: ignore[arg-type]  # of decoders alone
         self.causal_lm, self.scan = causal_lm, scan
         self.pooled, self.pooling, self.averaged = classifier == "pooled", config.pooling, classifier == "mean"
         self.of_tokens = classifier in OF_TOKENS
@@ -120,7 +120,7 @@ class TextModel(nnx.Module):
         by_stage = [None if off else seeds for off in frozen]
         start = leading(frozen) if "prefix" in batch else 0
         states = [batch["prefix"] if "prefix" in batch else body.embed(batch, by_stage[0])]
-        context = body.context(batch) if start < stop else None
+        context: Any = body.context(batch) if start < stop else None
         # of the last layer only one position is read
         single = readout and not self.averaged and not self.of_tokens and stop == layers
         alone = stop - 1 if single else stop
@@ -171,7 +171,7 @@ class TextModel(nnx.Module):
 
         The matrix is read now: a loop over blocks of positions does not gather it in every turn.
         """
-        head = self.lm_head if self.causal_lm else self.masked_lm
+        head: Any = self.lm_head if self.causal_lm else self.masked_lm
         return functools.partial(head, matrix=head.matrix(self.body))
 
     def vocabulary_logits(self, hidden: jax.Array) -> jax.Array:

@@ -128,7 +128,7 @@ class PostNormAttention(nnx.Module):
             return self.output(context.reshape(hidden.shape[0], 1, hidden.shape[2]), seeds)
         query = query[:, 0]
         (key, key_bias), (value, value_bias) = (
-            (self.by_head(dense.weight()[None])[0], self.by_head(dense.bias[...].astype(jnp.float32)[None, None])[0])
+            (self.by_head(dense.weight()[None])[0], self.by_head(dense.bias[...].astype(jnp.float32)[None, None])[0])  # type: ignore[index]
             for dense in (self.key, self.value)
         )
         along = dot("bhd,ihd->bhi", query, key, self.dtype)

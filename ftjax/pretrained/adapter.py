@@ -23,7 +23,7 @@ import numpy as np
 from ftjax.errors import InputError
 from ftjax.models import LORA, SEQ2SEQ, Lora, Model, Params, build, kernel_of, with_lora
 from ftjax.models.layers import column_norms
-from ftjax.pretrained.hub import model_directory
+from ftjax.pretrained.hub import exists, model_directory
 from ftjax.pretrained.names import NameTable
 from ftjax.pretrained.names.table import SPANS, TOKENS
 from ftjax.pretrained.tensors import Header, SafeTensors, Weights, read_json, read_whole, write_tensors
@@ -95,7 +95,7 @@ def locate(model: str | Path, adapter: str | Path | None = None) -> tuple[str | 
         base, revision = config.get("base_model_name_or_path"), config.get("revision")
         if not isinstance(base, str) or not base:
             raise InputError(f"{path}: its {CONFIG} names no base model; give that with --model and this with --adapter.")
-        return f"{base}@{revision}" if revision and not Path(base).exists() else base, path
+        return f"{base}@{revision}" if revision and not exists(Path(base)) else base, path
     path = model_directory(adapter)
     if not path.is_dir() or not is_adapter(path):
         raise InputError(f"--adapter {adapter}: no adapter; expected {CONFIG} and {WEIGHTS}.")
@@ -111,7 +111,7 @@ def locate(model: str | Path, adapter: str | Path | None = None) -> tuple[str | 
 def _last_word(model: str | Path) -> str:
     """What stays of a model's name when it is moved to another directory, or comes from a hub."""
     path = Path(model).expanduser()
-    return (path.resolve() if path.exists() else path).name.partition("@")[0]
+    return (path.resolve() if exists(path) else path).name.partition("@")[0]
 
 
 def read_adapter(directory: Path) -> Adapter:
@@ -137,7 +137,7 @@ def read_adapter(directory: Path) -> Adapter:
         raise InputError(f"{directory / CONFIG}: lora_dropout is {rate!r}, not at least 0 and below 1.")
     if not (directory / WEIGHTS).is_file():
         raise InputError(f"{directory}: no {WEIGHTS}; adapters in other files are not read.")
-    ending = dict(OF_TOKENS.values()).get(kind)
+    ending = dict(OF_TOKENS.values()).get(str(kind))
     changes = {} if ending is None else {"architectures": [ending]}  # all that PEFT keeps of the class that it adapted
     if (directory / CHANGES).is_file():
         changes = read_json(directory / CHANGES)
@@ -259,7 +259,8 @@ def write_adapter(
     named = {ours: table.theirs(ours) for ours in plain}
     tensors = _low_rank(model, params, named, table)
     ranks = {name.removesuffix(".lora_A.weight"): len(a) for name, a in tensors.items() if name.endswith(".lora_A.weight")}
-    rank, scale = max(ranks.values()), model.lora.scale
+    lora = lora_of(model)
+    rank, scale = max(ranks.values()), lora.scale
     own = {module: number for module, number in ranks.items() if number != rank}
     unused = ("masked_lm.", "lm_head.") if heads["num_labels"] else ()
     saved = sorted({_module(named[ours][0]) for ours in trained if ours in named and not ours.startswith(unused)})
@@ -276,11 +277,11 @@ def write_adapter(
         "lora_alpha": scale * rank,
         "rank_pattern": own,
         "alpha_pattern": {module: scale * number for module, number in own.items()},
-        "lora_dropout": model.lora.dropout,
-        "use_dora": model.lora.dora,
+        "lora_dropout": lora.dropout,
+        "use_dora": lora.dora,
         "target_modules": sorted({_suffix(module, ranks, {_module(theirs) for theirs in fixed}) for module in ranks}),
         "modules_to_save": saved or None,
-        "fan_in_fan_out": not named[f"{model.lora.modules[0]}.kernel"][1],
+        "fan_in_fan_out": not named[f"{lora.modules[0]}.kernel"][1],
         "bias": "none",
         "inference_mode": True,
     }
@@ -312,26 +313,33 @@ def check_adapter(model: Model, trained: Collection[str]) -> None:
             raise InputError(f"{where}: PEFT has no task for masked language modelling; take huggingface.")
         if name.endswith(".embedding"):
             raise InputError(f"{where}: {name} trains, and an adapter holds no embeddings; take huggingface, or freeze them.")
-        if name.rpartition(".")[0] in model.lora.modules and not name.endswith(LORA):
+        if name.rpartition(".")[0] in lora_of(model).modules and not name.endswith(LORA):
             raise InputError(f"{where}: {name} trains beside low-rank matrices, which an adapter cannot say; take huggingface.")
+
+
+def lora_of(model: Model) -> Lora:
+    """The low-rank matrices of a model that has some."""
+    assert model.lora is not None
+    return model.lora
 
 
 def _low_rank(model: Model, params: Params, named: Mapping[str, tuple[str, bool]], table: NameTable) -> dict[str, np.ndarray]:
     """The tensors of the low-rank matrices by the base's names. Where its files have several kernels in one tensor, that
     one's A is theirs below each other, and its B has theirs as blocks of its own: a product of the sum of the ranks.
     """
+    lora = lora_of(model)
     kernels = {theirs: ours.removesuffix(".kernel") for ours, (theirs, _) in named.items() if ours.endswith(".kernel")}
     found: dict[str, np.ndarray] = {}
-    for whole in dict.fromkeys(named[f"{name}.kernel"][0].partition("/")[0] for name in model.lora.modules):
+    for whole in dict.fromkeys(named[f"{name}.kernel"][0].partition("/")[0] for name in lora.modules):
         module, parts = _module(whole), [kernels[part] for part in table.parts(whole) or [whole]]
-        adapted = [name for name in parts if name in model.lora.modules]
-        width, rank = params[f"{adapted[0]}.lora_b"].shape[1], model.lora.rank
+        adapted = [name for name in parts if name in lora.modules]
+        width, rank = params[f"{adapted[0]}.lora_b"].shape[1], lora.rank
         b = np.zeros((len(parts), width, len(adapted), rank), np.float32)
         for number, name in enumerate(adapted):
             b[parts.index(name), :, number] = np.asarray(params[f"{name}.lora_b"]).T
         found[f"{module}.lora_A.weight"] = np.concatenate([np.asarray(params[f"{name}.lora_a"]).T for name in adapted])
         found[f"{module}.lora_B.weight"] = b.reshape(len(parts) * width, len(adapted) * rank)
-        if model.lora.dora:
+        if lora.dora:
             magnitudes = [params.get(f"{name}.lora_magnitude", column_norms(kernel_of(params, name))) for name in parts]
             found[f"{module}.lora_magnitude_vector"] = np.concatenate([np.asarray(m) for m in magnitudes])
     return found

@@ -243,9 +243,10 @@ class GgufWeights:
             if name in self.headers:
                 raise InputError(f"{path}: has {name} twice.")
             if part in turned:
-                number = self._heads[name] = turned[part]
+                number = turned[part]
                 if not isinstance(number, int) or number < 1 or tensor.shape[0] % (2 * number):
                     raise InputError(f"{path}: {original} is {list(tensor.shape)}, which is not {number} heads of pairs.")
+                self._heads[name] = number
             kind = self._gguf.GGMLQuantizationType(tensor.kind).name
             self.headers[name], self._tensors[name] = Header(tensor.shape, np.dtype(NATIVE.get(kind, "float32"))), tensor
 
@@ -306,7 +307,7 @@ def tokenizer(path: Path) -> PreTrainedTokenizerFast:
         raise InputError(
             f"{path}: its tokenizer is {kind!r} with pre-tokenizer {split!r}; supported is 'gpt2' with {', '.join(splits)}."
         )
-    tokens, merges = metadata.get("tokenizer.ggml.tokens"), metadata.get("tokenizer.ggml.merges")
+    tokens, merges = (metadata.get(f"tokenizer.ggml.{what}", []) for what in ("tokens", "merges"))
     kinds = metadata.get("tokenizer.ggml.token_type") or [0] * len(tokens or ())
     if not (_texts(tokens) and _texts(merges) and isinstance(kinds, list) and len(kinds) == len(tokens)):
         raise InputError(f"{path}: its tokenizer lacks tokens or merges.")

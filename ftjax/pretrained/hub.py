@@ -15,6 +15,14 @@ KERAS = ["tf_model.h5", "tf_model.h5.index.json"]
 """What is downloaded besides where there are no safetensors."""
 
 
+def exists(path: Path) -> bool:
+    """Whether a path is there; one that no system takes, such as a name of 5,000 characters, is not."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
 def refuse_links(directory: Path) -> None:
     """InputError for a link that leads out of a model's directory: an export copies files, and would give away what is there.
 
@@ -37,13 +45,13 @@ def model_directory(name_or_directory: str | Path) -> Path:
     Raises InputError where it is neither, or the hub cannot be reached.
     """
     path = Path(name_or_directory).expanduser()
-    if path.is_dir():
+    if exists(path) and path.is_dir():
         refuse_links(path)
         return path
-    if is_gguf(path):
+    if exists(path) and is_gguf(path):
         return path
     text = str(name_or_directory)
-    if path.exists():
+    if exists(path):
         raise InputError(f"{text}: a file, not a model directory; give the directory that holds config.json, or a .gguf file.")
     if text.startswith((".", "/", "~")) or text.count("/") > 1:
         raise InputError(f"{text}: no such model directory.")
@@ -66,3 +74,36 @@ def model_directory(name_or_directory: str | Path) -> Path:
     if not any((directory / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise InputError(f"{text}: the hub's repository has no config.json; it is not a model for transformers.")
     return directory
+
+
+def check_push(repository: str) -> None:
+    """InputError unless `repository` is a name that the hub takes and somebody is logged in."""
+    import huggingface_hub
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repository)
+    except HFValidationError:
+        raise InputError(f"--push-to-hub {repository}: no name of a repository; give OWNER/NAME or NAME.") from None
+    if huggingface_hub.get_token() is None:
+        raise InputError("--push-to-hub: nobody is logged in to the hub; run hf auth login, or set HF_TOKEN.")
+
+
+def push(directory: Path, repository: str, *, private: bool) -> str:
+    """Upload a model directory to a repository of the hub, which is made if need be; its address.
+
+    The token is the one of `hf auth login` or HF_TOKEN. Raises InputError where the hub refuses or cannot be reached.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import HTTPError  # of the library's own HTTP client, whichever that is
+
+    try:
+        made = huggingface_hub.create_repo(repository, private=private, exist_ok=True)
+        huggingface_hub.upload_folder(repo_id=made.repo_id, folder_path=directory, commit_message="Model trained with ftjax")
+    except (HTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"--push-to-hub {repository}: the hub did not take it ({reason}); the model is in {directory}."
+        ) from None
+    return str(made.url)

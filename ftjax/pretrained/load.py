@@ -123,7 +123,7 @@ def saved_labels(raw_config: dict[str, Any]) -> tuple[str, ...]:
     id2label = raw_config.get("id2label") or {}
     try:
         return tuple(str(id2label[key]) for key in sorted(id2label, key=int))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, LookupError):
         raise InputError("config.json: id2label must map numbers to names.") from None
 
 

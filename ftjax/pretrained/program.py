@@ -87,7 +87,8 @@ def save_stablehlo(pretrained: Pretrained, directory: Path) -> None:
     program = jax.export.export(jax.jit(run), platforms=PLATFORMS)(pretrained.model.shapes, inputs)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / PROGRAM).write_bytes(program.serialize())
-    np.savez(directory / WEIGHTS, **{name: np.asarray(value) for name, value in pretrained.params.items()})
+    weights: dict[str, Any] = {name: np.asarray(value) for name, value in pretrained.params.items()}
+    np.savez(directory / WEIGHTS, **weights)
     _beside(pretrained, directory)
 
 

@@ -45,7 +45,10 @@ class Header:
 class Weights(Protocol):
     """The tensors of a model directory under PyTorch's names and in PyTorch's shapes, whatever kind of file they are in."""
 
-    headers: Mapping[str, Header]
+    @property
+    def headers(self) -> Mapping[str, Header]:
+        """Name -> dtype and shape."""
+        ...
 
     def blocks(self, name: str) -> Iterator[tuple[Any, np.ndarray]]:
         """Pieces of a tensor and where in it they belong: (index, array). InputError for a truncated or corrupt file."""
@@ -161,8 +164,8 @@ class SafeTensors:
         self._files: dict[str, Path] = {}
         for path in files:
             with _opened(path) as file:
-                found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not iterable)
-                found = {name: Header(tuple(part.get_shape()), DTYPES[part.get_dtype()]) for name, part in found.items()}
+                parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not iterable)
+                found = {name: Header(tuple(part.get_shape()), DTYPES[part.get_dtype()]) for name, part in parts.items()}
             for name in found:
                 if name in self._files:
                     raise InputError(f"{path}: {name} is in {self._files[name].name} too.")

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 
 from ftjax.report.formats import duration, finite, integer, memory
 from ftjax.report.runs import RunRecord, best, measure, metric_of, names
+from ftjax.report.seeds import Setting, best_setting, difference, settings
 from ftjax.report.tables import say_score
 
 
 def answer(runs: Sequence[RunRecord]) -> str:
     """Which run had the best score and its cost next to full fine-tuning's; of a single run, its score and cost."""
+    if len(found := settings(runs)) < len(runs):
+        return _over_seeds(found)
     split, score = measure(runs)
     called, values = names(runs), [run.score(split, score) for run in runs]
     metric = metric_of(runs, score)
@@ -45,7 +48,14 @@ def answer(runs: Sequence[RunRecord]) -> str:
 
 
 def caution(runs: Sequence[RunRecord]) -> str:
-    """Whether chance alone explains the gap between the best two runs; nothing where their predictions cannot tell."""
+    """Whether chance alone explains the gap between the best two runs; nothing where their predictions cannot tell.
+
+    Of settings run with several seeds, the differences to the best one, seed by seed.
+    """
+    if len(found := settings(runs)) < len(runs):
+        best_one = best_setting(found)
+        pairs = [difference(best_one, other) for other in found if other is not best_one]
+        return " ".join(pair.sentence[:1].upper() + pair.sentence[1:] for pair in pairs if pair)
     first = best(runs)
     if first is None or measure(runs)[1] != "accuracy" or (second := _second(runs, first)) is None:
         return ""
@@ -62,6 +72,19 @@ def caution(runs: Sequence[RunRecord]) -> str:
         f"{integer(only_second)} only with {names(runs)[second]}: a gap that chance alone "
         f"{'can' if chance else 'can hardly'} explain (McNemar, 95 %). Another seed shifts every score a little."
     )
+
+
+def _over_seeds(found: Sequence[Setting]) -> str:
+    """The best setting's score over its seeds, and that of its test rows where it was chosen by others."""
+    best = best_setting(found)
+    if best.mean is None:
+        return "No rows with labels were given to score on."
+    name = f"{best.name[:1].upper()}{best.name[1:]}"
+    said = f"{name} {'had the best' if len(found) > 1 else 'reached a'} mean {best.measured}, {best.score}."
+    tested = settings(best.runs, split="test")[0] if best.split != "test" else best
+    if tested is best or tested.mean is None:
+        return said
+    return f"{said} Its {tested.measured}, which chose nothing, is {tested.score}."
 
 
 def _second(runs: Sequence[RunRecord], first: int) -> int | None:
@@ -94,7 +117,7 @@ def _cost(run: RunRecord) -> str:
 
 def _next_to_full(run: RunRecord, full: RunRecord) -> str:
     """Such as `36 % of full's training time and 1.6 times its peak memory`."""
-    parts = []
+    parts: list[str] = []
     for key, what in (("train_seconds", "training time"), ("peak_memory_bytes", "peak memory")):
         mine, base = finite(run.result.get(key)), finite(full.result.get(key))
         if mine is not None and base:

@@ -60,11 +60,14 @@ def smoothed(values: Sequence[float]) -> list[float]:
     return found
 
 
-def draw(series: Sequence[Series], *, prefix: str, title: str, x_label: str, points: bool, label: str) -> str:
+def draw(
+    series: Sequence[Series], *, prefix: str, title: str, x_label: str, points: bool, label: str, diagonal: bool = False
+) -> str:
     """One panel as an `<svg>` element.
 
     prefix: begins every id, as the ids of several figures on a page must differ. points: mark every value, as few
     evaluations need it; otherwise a smoothed line with the raw values faint behind it. label: read out instead of it.
+    diagonal: a line where both axes have the same value.
     """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -86,7 +89,9 @@ def draw(series: Sequence[Series], *, prefix: str, title: str, x_label: str, poi
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # a user's matplotlibrc does not change the page
         matplotlib.rcParams.update(settings)
-        figure = Figure(figsize=(5.2, 3.5), layout="constrained")
+        columns = max(1, min(3, 60 // (5 + max(len(one.name) for one in series))))
+        rows = -(-len(series) // columns) if len(series) > 1 else 0
+        figure = Figure(figsize=(5.2, 3.5 + 0.23 * max(0, rows - 1)), layout="constrained")
         axes = figure.add_subplot()
         for one in series:
             colour, line = SERIES[one.number % COLOURS], LINES[one.number % len(LINES)]
@@ -97,13 +102,15 @@ def draw(series: Sequence[Series], *, prefix: str, title: str, x_label: str, poi
             else:
                 axes.plot(x, y, color=colour, alpha=0.25, linewidth=0.8)
                 axes.plot(x, smoothed(y), color=colour, linestyle=line, linewidth=1.8, label=one.name)
-        rows = -(-len(series) // 3) if len(series) > 1 else 0
+        if diagonal:
+            lowest = min(value for one in series for value in (*one.x, *one.y))
+            axes.plot([lowest, 100.0], [lowest, 100.0], color=INK, alpha=0.35, linewidth=1.0, zorder=0)
         axes.set_title(title, loc="left", fontsize=11, pad=8 + 17 * rows)
         if rows:
             axes.legend(
                 loc="lower left",
                 bbox_to_anchor=(-0.02, 0.99),
-                ncols=3,
+                ncols=columns,
                 frameon=False,
                 borderaxespad=0.2,
                 handlelength=2.6,

@@ -11,14 +11,18 @@ from typing import Any
 
 from ftjax.errors import InputError
 from ftjax.report.answer import answer, caution
+from ftjax.report.classes import calibration, calibration_error, class_scores
 from ftjax.report.figures import COLOURS, Series, curve, draw, value_of
-from ftjax.report.formats import MISSING, duration, finite, integer, percent
+from ftjax.report.formats import MISSING, duration, finite, integer, memory, percent
 from ftjax.report.markup import STYLE, Html, escape, join, tag
 from ftjax.report.runs import RunRecord, best, measure, metric_of, names, read_run
+from ftjax.report.seeds import best_setting, seeds_table, settings
 from ftjax.report.tables import comparison
 
 MOST_LABELS = 12
 """A confusion matrix with more labels than this cannot be read; the pairs most often confused take its place."""
+MOST_CLASSES = 40
+"""Of more labels, the table of labels shows those with the lowest F1."""
 MOST_MISTAKES = 10
 LONGEST_TEXT = 700
 
@@ -46,20 +50,27 @@ def html(runs: Sequence[RunRecord]) -> str:
     if not runs:
         raise InputError("No run to report on: give at least one finished run's directory.")
     title = f"Fine-tuning {_short(runs[0].config.get('model'))}"
+    top = [tag("h1", title), tag("p", _together(answer(runs)), class_="answer")]
+    top += [tag("p", _together(line), class_="quiet") for line in (caution(runs), _setup(runs)) if line]
+    over_seeds = _over_seeds(runs)
+    if over_seeds:
+        runs = [setting.runs[0] for setting in settings(runs)]
     sections = (
+        ("Over seeds", over_seeds),
         ("Comparison" if len(runs) > 1 else "Result", _comparison(runs)),
         ("Learning curves", _curves(runs)),
         ("What it cost", _cost(runs)),
+        ("What labels bring", _by_labels(runs)),
         ("Confusion", _confusion(runs)),
+        ("Label by label", _labels(runs)),
+        ("Calibration", _calibration(runs)),
         ("Most confident mistakes", _mistakes(runs)),
         ("Worst predictions", _worst(runs)),
-        ("Where time went", _time(runs)),
+        ("Where time and memory went", join((_time(runs), _memory(runs)))),
         ("Settings", _settings(runs)),
         ("All results", _results(runs)),
         ("Reproduce", _commands(runs)),
     )
-    top = [tag("h1", title), tag("p", _together(answer(runs)), class_="answer")]
-    top += [tag("p", line, class_="quiet") for line in (caution(runs), _setup(runs)) if line]
     main = [*top, *(tag("section", tag("h2", heading), "\n", body) for heading, body in sections if body)]
     versions = runs[0].config.get("versions")
     version = versions.get("ftjax", "") if isinstance(versions, dict) else ""
@@ -84,6 +95,21 @@ def _comparison(runs: Sequence[RunRecord]) -> Html:
     winner = best(runs) if len(runs) > 1 else None
     cells = [[join((_swatch(number) if len(runs) > 1 else "", name)), *rest] for number, (name, *rest) in enumerate(rows)]
     return _table("Comparison of the runs", header, cells, strong=winner, class_="wide")
+
+
+def _over_seeds(runs: Sequence[RunRecord]) -> Html:
+    """A row a setting, where some setting was run with several seeds."""
+    found = settings(runs)
+    if len(found) == len(runs):
+        return Html()
+    header, rows = seeds_table(found)
+    rows = [[_together(cell) for cell in row] for row in rows]
+    said = (
+        "Mean ± standard deviation over seeds; time and memory are means, and the first run of a sweep compiles for all. "
+        "What follows is of each setting's first seed."
+    )
+    strong = found.index(best_setting(found)) if len(found) > 1 else None
+    return join((_table("Settings over seeds", header, rows, text=(2,), strong=strong), tag("p", said, class_="quiet")))
 
 
 def _curves(runs: Sequence[RunRecord]) -> Html:
@@ -132,6 +158,28 @@ def _cost(runs: Sequence[RunRecord]) -> Html:
     caption = "Each run's score over its training time, compilation included. Upper left is better."
     if not metric_of(runs, score).higher_is_better:
         caption = caption.replace("Upper", "Lower")
+    return tag("div", tag("figure", Html(picture), tag("figcaption", caption)), class_="figures")
+
+
+def _by_labels(runs: Sequence[RunRecord]) -> Html:
+    """Score over labelled rows a class, a line a method; nothing where no method was run with several numbers of them."""
+    split, score = measure(runs)
+    scale, unit = _unit(score)
+    found: dict[str, dict[float, list[float]]] = {}
+    for run in runs:
+        labels, value = finite(run.config.get("labels_per_class")), run.score(split, score)
+        if labels is not None and value is not None:
+            found.setdefault(run.method, {}).setdefault(labels, []).append(scale * value)
+    series = [
+        Series(method, number, sorted(by_labels), [sum(v) / len(v) for _, v in sorted(by_labels.items())])
+        for number, (method, by_labels) in enumerate(found.items())
+    ]
+    if all(len(one.x) < 2 for one in series):
+        return Html()
+    title, x_label = f"{'Test' if split == 'test' else 'Evaluation'} {metric_of(runs, score).shown}{unit}", "labels a class"
+    label = f"{title} by {x_label}. " + " ".join(f"{s.name}: from {s.y[0]:.3g} to {s.y[-1]:.3g}." for s in series)
+    picture = draw(series, prefix="labels", title=title, x_label=x_label, points=True, label=escape(label))
+    caption = "By how many rows of each class had a label in training; runs with equally many are averaged."
     return tag("div", tag("figure", Html(picture), tag("figcaption", caption)), class_="figures")
 
 
@@ -191,6 +239,51 @@ def _matrix(name: str, labels: Sequence[str], counts: Counter[tuple[str, str]]) 
     corner = tag("th", "label ↓ predicted →", scope="col")
     head = tag("tr", corner, *(tag("th", label, scope="col") for label in labels))
     return _scroll(f"Confusion matrix, {name}", tag("table", tag("thead", head), tag("tbody", *rows), class_="matrix"))
+
+
+def _labels(runs: Sequence[RunRecord]) -> Html:
+    """Precision, recall and F1 of every label; of several runs F1 alone, a column each."""
+    scored = [(name, run) for name, run in zip(names(runs), runs, strict=True) if _scored(run)]
+    if not scored:
+        return Html()
+    labels = list(dict.fromkeys(str(label) for _, run in scored for label in run.config.get("labels") or ()))
+    tables = [class_scores(_scored(run), labels) for _, run in scored]
+    order = range(len(tables[0]))
+    said = f"Of the {_split(scored[0][1])} rows."
+    if len(order) > MOST_CLASSES:
+        order = sorted(order, key=lambda number: tables[0][number].f1)[:MOST_CLASSES]
+        said += f" The {MOST_CLASSES} labels of {len(tables[0])} with the lowest F1."
+    if len(scored) == 1:
+        header = ["label", "rows", "precision", "recall", "F1"]
+        rows = [[s.label, integer(s.rows), percent(s.precision), percent(s.recall), percent(s.f1)] for s in tables[0]]
+    else:
+        header = ["label", "rows", *(f"F1, {name}" for name, _ in scored)]
+        f1 = [{s.label: s.f1 for s in table} for table in tables]
+        rows = [[s.label, integer(s.rows), *(percent(of.get(s.label)) for of in f1)] for s in tables[0]]
+    return join((_table("Label by label", header, [rows[number] for number in order]), tag("p", said, class_="quiet")))
+
+
+def _calibration(runs: Sequence[RunRecord]) -> Html:
+    """Share of right predictions over their probability: on the diagonal, probabilities mean what they say."""
+    found = [
+        (name, number, calibration(_scored(run))) for number, (name, run) in enumerate(zip(names(runs), runs, strict=True))
+    ]
+    found = [(name, number, bins) for name, number, bins in found if bins]
+    if not found:
+        return Html()
+    series = [
+        Series(name, number, [100 * b.confidence for b in bins], [100 * b.accuracy for b in bins])
+        for name, number, bins in found
+    ]
+    errors = ", ".join(f"{name} {percent(calibration_error(bins))}" for name, _, bins in found)
+    title, x_label = "Right predictions (%)", "probability of the prediction (%)"
+    label = f"{title} by {x_label}. Expected calibration error: {errors}."
+    picture = draw(series, prefix="calibration", title=title, x_label=x_label, points=True, diagonal=True, label=escape(label))
+    caption = (
+        f"Predictions by how sure they were, in tenths. On the grey line a probability of 90 % is right nine times in ten; "
+        f"below it the model is too sure of itself. Expected calibration error: {_together(errors)}."
+    )
+    return tag("div", tag("figure", Html(picture), tag("figcaption", caption)), class_="figures")
 
 
 def _mistakes(runs: Sequence[RunRecord]) -> Html:
@@ -256,13 +349,40 @@ def _time(runs: Sequence[RunRecord]) -> Html:
     return _table("Where time went", header, rows, strong=len(rows) - 1)
 
 
+def _memory(runs: Sequence[RunRecord]) -> Html:
+    """What the numbers of parameters take, and the rest of the peak."""
+
+    def parts(run: RunRecord) -> dict[str, float] | None:
+        trained, frozen = (finite(run.result.get(f"{which}_parameters")) for which in ("trained", "frozen"))
+        peak = finite(run.result.get("peak_memory_bytes"))
+        if trained is None or frozen is None or peak is None:
+            return None
+        width = 2 if run.config.get("precision") == "bfloat16" else 4
+        known = {
+            "parameters that train": 4 * trained,
+            "frozen parameters": width * frozen,
+            "gradients": 4 * trained,
+            "AdamW's moments": 8 * trained,
+        }
+        return known | {"all else: activations, data, programs": peak - sum(known.values()), "peak": peak}
+
+    found = [parts(run) for run in runs]
+    if not any(found):
+        return Html()
+    what = next(list(one) for one in found if one)
+    rows = [[name, *(memory(one[name]) if one and one[name] >= 0 else MISSING for one in found)] for name in what]
+    header = ["memory", *(names(runs) if len(runs) > 1 else ["bytes"])]
+    said = "The peak was measured; the parts are counted from the parameters, and what is left is all else."
+    return join((_table("Where memory went", header, rows, strong=len(rows) - 1), tag("p", said, class_="quiet")))
+
+
 def _settings(runs: Sequence[RunRecord]) -> Html:
     """Every key of config.json but the command, which has a section of its own, and digests. What is null was not set."""
     keys = list(dict.fromkeys(key for run in runs for key in run.config if key not in ("command", "files")))
     values = {key: [_say(run.config.get(key)) for run in runs] for key in keys}
     shared = [[key, said[0]] for key, said in values.items() if len(set(said)) == 1 and said[0]]
     differing = [[key, *(text or MISSING for text in said)] for key, said in values.items() if len(set(said)) > 1]
-    parts = []
+    parts: list[str] = []
     if differing:
         parts += [
             tag("h3", "Different between the runs"),

@@ -14,7 +14,8 @@ from ftjax.data.tokenize import Examples, encode
 from ftjax.errors import InputError
 from ftjax.models import Model, Params
 from ftjax.objective import Vocabulary, masked_lm
-from ftjax.objectives import Batch, Loss
+from ftjax.objectives import Batch
+from ftjax.objectives.masked_lm import MaskedLM
 from ftjax.tasks.task import LOSS, Head, Metric, Outputs
 from ftjax.tasks.texts import TextTask
 
@@ -67,7 +68,7 @@ class MaskedLanguageModel(TextTask):
     def made_up(self, examples: Examples) -> Examples:
         return dataclasses.replace(examples, labels=np.zeros(len(examples), np.int32))
 
-    def loss(self, model: Model) -> Loss:
+    def loss(self, model: Model) -> MaskedLM:
         assert self.vocabulary is not None
         return masked_lm(self, self.vocabulary, model)
 
@@ -76,7 +77,7 @@ class MaskedLanguageModel(TextTask):
         return lambda params, batch: self.loss(model).by_row(params, batch, None)
 
     def scores(self, outputs: Outputs, rows: Rows, examples: Examples) -> dict[str, float]:
-        nats, right, tokens = np.sum(outputs, axis=0, dtype=np.float64).tolist()
+        nats, right, tokens = map(float, np.array(outputs, np.float64).sum(0))
         return {"loss": nats / max(tokens, 1), "accuracy": right / max(tokens, 1)}
 
     def predictions(self, outputs: Outputs, rows: Rows, examples: Examples) -> list[dict[str, Any]]:

@@ -28,8 +28,8 @@ def read_names(value: Any, classes: tuple[str, ...] | None, source: str, row: in
         return None
     parts = value if isinstance(value, list) else value.split(SEPARATOR) if isinstance(value, str) else [value]
     parts = [part.strip() if isinstance(part, str) else part for part in parts]
-    names = [label(part, classes, source, row) for part in parts]
-    if None in names:
+    names = [name for part in parts if (name := label(part, classes, source, row)) is not None]
+    if len(names) < len(parts):
         raise InputError(f"{source}: the label of row {row}, {value!r}, has an empty class name.")
     return tuple(dict.fromkeys(names))
 

@@ -257,7 +257,7 @@ class QuestionAnswering(Task):
     def scores(self, outputs: Outputs, rows: Rows, examples: Examples) -> dict[str, float]:
         """exact_match and f1 of the question's best answer, over the questions; the loss over the windows."""
         assert rows.labels is not None
-        found = {"exact_match": [], "f1": []}
+        found: dict[str, list[float]] = {"exact_match": [], "f1": []}
         for answer, answers in zip(self.answers(outputs, rows, examples), rows.labels, strict=True):
             if answers is not None:
                 given = [text for text, _ in answers if normalised(text)] or [""]

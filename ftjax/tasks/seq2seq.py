@@ -147,7 +147,7 @@ class SequenceToSequence(Task):
         targets = [label for label in rows.labels or () if label is not None]
         lines = zip(outputs, self.predictions(outputs, rows, examples), rows.labels or (), strict=True)
         labeled = [(output, line["prediction"]) for output, line, label in lines if label is not None]
-        nats, right, tokens = np.sum([output[:3] for output, _ in labeled], axis=0, dtype=np.float64).tolist()
+        nats, right, tokens = map(float, np.sum(np.array([output[:3] for output, _ in labeled], np.float64), axis=0))
         return {"loss": nats / tokens, "accuracy": right / tokens} | text_scores([text for _, text in labeled], targets)
 
     def predictions(self, outputs: Outputs, rows: Rows, examples: Examples) -> list[dict[str, Any]]:

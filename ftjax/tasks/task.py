@@ -105,13 +105,14 @@ class Task:
 
     def read_file(self, path: Path, settings: Any, *, labels: bool = True, require_labels: bool = False) -> Rows:
         """Rows of a file, checked. Raises InputError as `ftjax.data.files.read_file`, and for rows that make no sense."""
-        columns = self.columns(settings, labels=labels)
+        columns: dict[str, Any] = self.columns(settings, labels=labels)
         return self.checked(read_file(path, **columns, require_labels=require_labels, reader=self.reader))
 
     def read_dataset(self, settings: Any, split: str, *, require_labels: bool = False) -> Rows:
         """Rows of a split of the data set that the settings name, as `read_file`."""
-        where = {"split": split, "config": settings.dataset_config, "require_labels": require_labels}
-        return self.checked(read_dataset(settings.dataset, **where, **self.columns(settings), reader=self.reader))
+        where: dict[str, Any] = {"split": split, "config": settings.dataset_config, "require_labels": require_labels}
+        where |= self.columns(settings)
+        return self.checked(read_dataset(settings.dataset, **where, reader=self.reader))
 
     def checked(self, rows: Rows) -> Rows:
         """The rows as they are; InputError, naming the row, where one contradicts itself."""

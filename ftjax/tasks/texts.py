@@ -27,7 +27,8 @@ class TextTask(Task):
     def read_file(self, path: Path, settings: Any, *, labels: bool = True, require_labels: bool = False) -> Rows:
         if labels:
             return super().read_file(path, settings)
-        return read_file(path, **self.columns(settings), reader=self.reader)
+        columns: dict[str, Any] = self.columns(settings)
+        return read_file(path, **columns, reader=self.reader)
 
     def read_dataset(self, settings: Any, split: str, *, require_labels: bool = False) -> Rows:
         return super().read_dataset(settings, split)

@@ -56,7 +56,7 @@ def read_tags(value: Any, classes: tuple[str, ...] | None, source: str, row: int
     if not isinstance(tags, list):
         raise InputError(f"{source}: the tags of row {row} are {kind_of(tags)}, not a list with a tag a word.")
     numbered = classes is not None and all(isinstance(tag, int) and 0 <= tag < len(classes) for tag in tags)
-    tags = [classes[tag] for tag in tags] if numbered and classes else tags
+    tags = [classes[int(tag)] for tag in tags] if numbered and classes else tags
     for number, tag in enumerate(tags, start=1):
         if not (isinstance(tag, str) and TAG.fullmatch(tag)):
             raise InputError(f"{source}: tag {number} of row {row} is {tag!r}; tags are O, B-TYPE or I-TYPE, such as B-person.")
@@ -151,6 +151,7 @@ class TokenClassification(Task):
                     f"{rows.source}: row {row + 1} has the tag {unknown[0]!r}, which training has not seen; "
                     f"known: {', '.join(self.labels)}."
                 )
+            assert examples.spans is not None
             first = first_tokens(texts[row][1], examples.spans[examples.at(row)])
             known = first >= 0
             labels[examples.starts[row] + first[known]] = np.array([number[tag] for tag in tags])[known]
@@ -165,6 +166,7 @@ class TokenClassification(Task):
 
     def words(self, outputs: Outputs, rows: Rows, examples: Examples) -> list[tuple[str, list[tuple[int, int]], np.ndarray]]:
         """(text, words, the probability of each tag for each word, float64 (words, tags)); of unseen words O has all."""
+        assert examples.spans is not None
         found = []
         for row, text in enumerate(rows.texts):
             shown, words = sentence(text)

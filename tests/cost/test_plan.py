@@ -37,7 +37,6 @@ def test_the_plan_of_a_run_on_this_machine(found):
     assert found["fits"] is True
     assert found["chips"] == 8
     assert found["bytes_per_chip"] == sum(found["memory"][n] for n in found["memory"] if n != "available")
-    assert found["memory"]["activations"] > 0
     assert found["memory"]["temporaries"] > 0
     assert found["steps"] == 3 * math.ceil(1000 / 16)
     assert found["predicted_hours"] == pytest.approx(found["steps"] * found["predicted_step_seconds"] / 3600)
@@ -71,11 +70,13 @@ def test_weights_and_optimizer_shrink_with_the_devices_under_zero1_and_with_what
 def test_microbatches_and_remat_save_memory(tiny_bert):
     def temporary(**changes):
         memory = planned(tiny_bert, batch_size=1024, max_length=64, **changes)["memory"]
+        assert memory["activations"] > 0
         return memory["activations"] + memory["temporaries"]
 
     plain = temporary()
     assert temporary(gradient_accumulation=4) < plain
-    assert temporary(remat="full") < temporary(remat="dots") < plain
+    kept = [planned(tiny_bert, batch_size=1024, max_length=64, remat=r)["memory"]["activations"] for r in ("none", "full")]
+    assert kept[1] < 0.2 * kept[0]
 
 
 def test_frozen_layers_are_planned_as_they_run(tiny_bert):
@@ -151,7 +152,7 @@ def test_mistakes(capsys, tiny_bert):
     assert "minilm-l6, bert-base, bert-large" in fail(capsys, *base, "./bert-bass", "--topology", "cpu")
     assert "must be at least 1" in fail(capsys, *base, tiny_bert, "--topology", "cpu", "--examples", "0")
     assert "positions" in fail(capsys, *base, tiny_bert, "--topology", "cpu", "--max-length", "128")
-    assert "take a multiple" in fail(capsys, *base, tiny_bert, "--topology", "cpu", "--batch-size", "13")
+    assert "take a multiple" in fail(capsys, *base, tiny_bert, "--topology", "cpu", "--batch-size", "13", "--max-length", "16")
     assert "unknown chip" in fail(capsys, *base, tiny_bert, "--topology", "v9:2x4")
     assert "matches no parameter" in fail(
         *(capsys, *base, tiny_bert, "--topology", "cpu", "--max-length", "16"),

@@ -49,7 +49,7 @@ class NameTable:
         """Our name to (their name, transposed). Raises KeyError for a name no rule covers."""
         for pattern, target, transposed in self.rules:
             if found := re.fullmatch(_expression(pattern), ours):
-                return target.replace("*", *found.groups()) if found.groups() else target, transposed
+                return target.replace("*", found[1]) if found.groups() else target, transposed
         raise KeyError(ours)
 
     def copies_of(self, ours: str) -> list[str]:
