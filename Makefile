@@ -1,5 +1,6 @@
 # make demo    fine-tune the real MiniLM on real review sentences by all three methods; a table and a report
 # make test    the test suite, without PyTorch        make test ARGS="-k partition"
+# make test-long  the tests that take long: whole runs killed, compared, spread over devices and processes
 # make parity  the tests that compare with PyTorch
 # make lint    ruff and mypy                          make format  let ruff mend what it can
 # make clean   remove the virtual environments and what demo and tests wrote
@@ -7,7 +8,7 @@
 
 PYTHON ?= python3
 .DEFAULT_GOAL := help
-.PHONY: help demo test parity lint format clean
+.PHONY: help demo test test-long parity lint format clean
 PIP = -m pip --quiet --disable-pip-version-check install
 
 help:
@@ -38,7 +39,10 @@ demo: .venv/installed
 	@.venv/bin/python experiments/demo.py
 
 test: .venv/installed
-	@.venv/bin/python -m pytest -n 2 --dist loadgroup -m "not parity" $(ARGS)
+	@.venv/bin/python -m pytest -n 2 --dist loadgroup -m "not parity and not long" $(ARGS)
+
+test-long: .venv/installed
+	@.venv/bin/python -m pytest -n 2 --dist loadgroup -m "long and not parity" $(ARGS)
 
 parity: .venv-parity/installed
 	@.venv-parity/bin/python -m pytest -m parity $(ARGS)

@@ -108,6 +108,7 @@ def test_losses_and_loops_are_for_the_models_that_have_them(models, tiny_bert, f
             prepare(config, lambda line: None)
 
 
+@pytest.mark.long
 def test_adaptation_to_texts_comes_before_training(models, few_reviews, tmp_path, capsys):
     more = ("--adapt-epochs", "1", "--adapt-loss", "causal-lm", "--unlabeled-file", few_reviews["unlabeled"])
     train(models["llama"], few_reviews, tmp_path / "run", capsys, *more)

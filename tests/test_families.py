@@ -84,6 +84,7 @@ def test_the_last_layer_and_a_head_train_and_nothing_else(model_type, few_review
     assert changed | {keys} == {loaded.spelled[n] for n in trained}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("model_type", [kind.split()[0] for kind in families.golden_shapes() if kind.endswith("ForMaskedLM")])
 def test_masked_language_modelling_trains_beside_the_labels(model_type, few_reviews, tmp_path, capsys):
     before = write_model(tmp_path / "model", f"{model_type} ForMaskedLM", few_reviews["train"])

@@ -230,6 +230,7 @@ def test_dialogues_need_a_template_and_speakers(models, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 def test_an_encoder_learns_masked_tokens(tiny_mlm, few_reviews, tmp_path, capsys):
     common = ("train", "--task", "masked-lm", "--model", tiny_mlm, "--train-file", few_reviews["unlabeled"])
     held, run = few_reviews["eval"], tmp_path / "run"
@@ -253,6 +254,7 @@ def t5(tmp_path):
     return directory
 
 
+@pytest.mark.long
 def test_an_encoder_and_a_decoder_learn_to_turn_texts_into_others(t5, tmp_path, capsys):
     rows = [{"source": a, "target": b} for a, b in (("ab", "ba"), ("cd", "dc ef"), ("longer", "no"))]
     train, held = write_rows(tmp_path / "train.jsonl", rows * 160), write_rows(tmp_path / "test.jsonl", rows)

@@ -103,6 +103,7 @@ CASES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", CASES)
 def test_every_mesh_ends_where_one_device_does(case, request):
     make, text = CASES[case]

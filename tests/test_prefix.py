@@ -174,6 +174,7 @@ def test_where_the_cache_goes_is_bounded_and_said(tmp_path):
         assert "2 of 3 layers" in where[1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("spec", ["last:1,head", "head"])
 def test_runs_with_and_without_the_cache_end_with_the_same_bytes(spec, tiny_bert, few_reviews, tmp_path):
     """The real command: cache in memory, on disk, none, and too small a limit."""

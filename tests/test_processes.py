@@ -67,6 +67,7 @@ def alone(tiny_bert, few_reviews, tmp_path_factory):
     return flags, *result(output)
 
 
+@pytest.mark.long
 def test_two_processes_end_where_one_does(alone, tmp_path):
     flags, expected, weights = alone
     texts = finish(start(2, 2, *flags, "--mesh", "fsdp=4", "--output", tmp_path / "run"))
@@ -81,6 +82,7 @@ def test_two_processes_end_where_one_does(alone, tmp_path):
     assert "Mesh: fsdp=4." in texts[0][1]
 
 
+@pytest.mark.long
 def test_a_process_that_does_not_come_ends_the_others_in_one_line(alone, tmp_path):
     first, second = start(2, 1, *alone[0], "--process-timeout", "3", "--output", tmp_path / "run")
     second.kill()

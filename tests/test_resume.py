@@ -119,6 +119,7 @@ def test_a_complete_run_is_not_done_again(arguments, reference):
     assert content(reference) == before
 
 
+@pytest.mark.long
 def test_a_full_disk_ends_clearly_and_the_last_checkpoint_survives(arguments, reference, tmp_path):
     output = tmp_path / "run"
     status, stderr = interrupt(arguments, output, signal.SIGTERM, logged(output, 4))
@@ -148,6 +149,7 @@ def test_another_runs_directory_is_not_touched(arguments, reference, tmp_path):
     assert content(reference) == before
 
 
+@pytest.mark.long
 def test_killed_across_stages_and_with_a_prefix_cache(tiny_bert, few_reviews, tmp_path):
     """Gradual unfreezing: what is restored is of the stage it was saved in, and the cache is made anew."""
     arguments = [

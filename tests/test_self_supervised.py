@@ -129,6 +129,7 @@ def state_of(terms, **more):
     return create_state(params, labels, terms, adamw(split(params, labels)[0], 1e-2), **more)
 
 
+@pytest.mark.long
 def test_a_scheduled_coefficient_is_that_of_the_step():
     def terms(coefficient):
         return lambda model: (
@@ -186,6 +187,7 @@ def few(few_reviews, tmp_path_factory):
 ALL = ("masked-lm=0.1", "contrastive=0.1", "label-pairs=0.5", "consistency=linear:0->1", "pseudo-label=1", "entropy=0.1")
 
 
+@pytest.mark.long
 def test_all_losses_together_each_logged_apart_and_a_killed_run_ends_the_same(tiny_bert, few, tmp_path):
     arguments = (
         *("train", "--model", tiny_bert, "--train-file", few, "--method", "self-supervised", "--epochs", 2, *TINY),
@@ -235,6 +237,7 @@ def test_adaptation_then_fine_tuning_in_one_run(loss, tiny_bert, few, few_review
     assert not any(name.startswith("classifier") for name in adapted)
 
 
+@pytest.mark.long
 def test_adaptation_killed_in_its_middle_goes_on(tiny_bert, few, few_reviews, tmp_path):
     arguments = (
         *("train", "--model", tiny_bert, "--train-file", few, "--unlabeled-file", few_reviews["unlabeled"], "--epochs", 1),

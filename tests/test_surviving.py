@@ -177,6 +177,7 @@ def model_of(output):
     return load_file(output / "model" / "model.safetensors")
 
 
+@pytest.mark.long
 def test_from_8_devices_to_1_and_back(arguments, begun, reference, tmp_path):
     output = shutil.copytree(begun, tmp_path / "run")
     status, stderr = interrupt(arguments, output, signal.SIGTERM, logged(output, 4))

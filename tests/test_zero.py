@@ -52,6 +52,7 @@ def assert_close(one, other, rtol, atol):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=rtol, atol=atol), one, other)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("spec", "method", "microbatches"),
     [

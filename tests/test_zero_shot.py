@@ -191,6 +191,7 @@ def adapt(model, files, output, *more):
     )
 
 
+@pytest.mark.long
 def test_adaptation_reads_no_label_of_any_file(tiny_bert, few_reviews, tmp_path):
     noise = {}
     for number, (name, path) in enumerate((n, few_reviews[n]) for n in ("train", "eval")):
@@ -214,6 +215,7 @@ def test_adaptation_reads_no_label_of_any_file(tiny_bert, few_reviews, tmp_path)
     assert predicted.returncode == 0, predicted.stderr
 
 
+@pytest.mark.long
 def test_a_self_supervised_loss_on_the_other_texts(tiny_bert, few_reviews, tmp_path):
     done = adapt(tiny_bert, few_reviews, tmp_path / "run", "--self-supervised-loss", "consistency", "entropy=0.1")
     assert done.returncode == 0, done.stderr

@@ -110,7 +110,9 @@ class TokenClassification(Task):
 
     @classmethod
     def of(cls, settings: Any) -> Self:
-        """InputError where the package that scores entities is missing."""
+        """InputError for a second text, and where the package that scores entities is missing."""
+        if getattr(settings, "text_pair_column", None) is not None:
+            raise InputError(f"--text-pair-column is not for --task {cls.name}, which tags one text.")
         try:
             import seqeval  # noqa: F401
         except ImportError:
@@ -122,8 +124,6 @@ class TokenClassification(Task):
         return saved_class(raw_config).endswith(TOKENS)
 
     def checked(self, rows: Rows) -> Rows:
-        if rows.pairs is not None:
-            raise InputError(f"{rows.source}: --text-pair-column is not for --task {self.name}, which tags one text.")
         for row, (text, tags) in enumerate(zip(rows.texts, rows.labels or (), strict=False), start=1):
             if tags is not None and len(tags) != (words := len(sentence(text)[1])):
                 raise InputError(f"{rows.source}: row {row} has {words} words but {len(tags)} tags.")

@@ -34,6 +34,7 @@ def test_a_directory_with_rows_of_a_file_and_a_trace(tiny_bert, few_reviews, tmp
     assert list(trace.rglob("*.xplane.pb"))  # what XProf opens
 
 
+@pytest.mark.long
 def test_a_shape_without_weights_and_a_frozen_prefix(capsys):
     done = run_command("benchmark", "--model", "minilm-l6", *SMALL, "--method", "partial")
     assert done.returncode == 0, done.stderr

@@ -67,6 +67,7 @@ def test_weights_and_optimizer_shrink_with_the_devices_under_zero1_and_with_what
     assert head["optimizer"] < 0.01 * whole["optimizer"]
 
 
+@pytest.mark.long
 def test_microbatches_and_remat_save_memory(tiny_bert):
     def temporary(**changes):
         memory = planned(tiny_bert, batch_size=1024, max_length=64, **changes)["memory"]
