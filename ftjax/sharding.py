@@ -27,12 +27,13 @@ ROWS = (DATA, FSDP)
 SMALLEST = 2**16
 """Arrays of fewer numbers stay whole: there is nothing to gain, and every cut array is a message of its own."""
 
+KERNEL = "kernel(_codes|_scales)?"  # also where it is kept in 4 bits
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"embeddings\.word\.embedding", (TENSOR, FSDP)),  # by columns: devices look up each other's tokens, see zero.lookup
-    (r"(query|key|value|gate|up)\.(kernel|lora_b)", (FSDP, TENSOR)),
-    (r"(output|down)\.(kernel|lora_a)", (TENSOR, FSDP)),
+    (rf"(query|key|value|gate|up)\.({KERNEL}|lora_b)", (FSDP, TENSOR)),
+    (rf"(output|down)\.({KERNEL}|lora_a)", (TENSOR, FSDP)),
     (r"lm_head\.kernel", (FSDP, TENSOR)),
-    (r"(kernel|embedding|lora_a|lora_b)", (FSDP, None)),
+    (rf"({KERNEL}|embedding|lora_a|lora_b)", (FSDP, None)),
     (r".*", ()),
 )
 """Last part of a parameter's name -> what its dimensions are cut over. The first rule that matches holds."""

@@ -54,7 +54,8 @@ def whole(part: jax.Array, dimension: int, dtype: str) -> jax.Array:
 
 
 def _gathered(part: jax.Array, dimension: int, dtype: str) -> jax.Array:
-    return jax.lax.all_gather(part.astype(dtype), part_axis(), axis=dimension, tiled=True).astype(part.dtype)
+    narrow = part.astype(dtype) if jnp.issubdtype(part.dtype, jnp.floating) else part
+    return jax.lax.all_gather(narrow, part_axis(), axis=dimension, tiled=True).astype(part.dtype)
 
 
 def _scatter(dimension: int, dtype: str, _: None, gradient: jax.Array) -> tuple[jax.Array]:

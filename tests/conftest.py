@@ -32,7 +32,7 @@ from safetensors.numpy import save_file  # noqa: E402
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-from ftjax.models import build  # noqa: E402
+from ftjax.models import build, nf4  # noqa: E402
 from ftjax.models.bert import BertConfig  # noqa: E402
 from ftjax.pretrained.names import BERT  # noqa: E402
 
@@ -155,11 +155,14 @@ def tiny_config(**changes) -> BertConfig:
 def random_params(model, seed=0, scale=0.1):
     """Random values for every parameter, norms and biases included, so that a mix-up shows."""
     rng = np.random.default_rng(seed)
-    centre = {name: float(name.endswith(".scale")) for name in model.shapes}
-    return {
-        name: jnp.asarray(centre[name] + scale * rng.standard_normal(shape.shape), jnp.float32)
-        for name, shape in model.shapes.items()
-    }
+
+    def value(name, shape):
+        if name.endswith(nf4.CODES):
+            return jnp.asarray(rng.integers(0, 256, shape), jnp.uint8)
+        centre = 0.5 if name.endswith((nf4.SCALES, ".lora_magnitude")) else float(name.endswith(".scale"))
+        return jnp.asarray(centre + scale * rng.standard_normal(shape), jnp.float32)
+
+    return {name: value(name, shape.shape) for name, shape in model.shapes.items()}
 
 
 def random_batch(rows=8, length=12, vocab=64, classes=2, seed=0, unlabeled=0):

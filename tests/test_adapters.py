@@ -55,14 +55,7 @@ def test_the_equations_by_hand_with_and_without_dropout(dora):
 
 def bert_with(lora, *, modules_in_4bit=(), **config):
     model = with_4bit(with_lora(build(tiny_config(**config), num_labels=2), lora), modules_in_4bit)
-    params = random_params(model)
-    rng = np.random.default_rng(3)
-    for name, shape in model.shapes.items():
-        if name.endswith(nf4.CODES):
-            params[name] = jnp.asarray(rng.integers(0, 256, shape.shape), jnp.uint8)
-        elif name.endswith((nf4.SCALES, ".lora_magnitude")):
-            params[name] = jnp.asarray(rng.uniform(0.1, 0.3, shape.shape), jnp.float32)
-    return model, params
+    return model, random_params(model)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.5])
@@ -166,7 +159,6 @@ def test_a_loop_over_layers_gives_the_same_with_dropout_dora_and_4_bits():
     for scan in (False, True):
         model = with_4bit(build(config, num_labels=2, scan=scan, lora=Lora(2, 4.0, tuple(names), 0.3, True)), tuple(names))
         params = random_params(model, scale=0.2)
-        params |= {n: jnp.full(v.shape, 0x93, jnp.uint8) for n, v in model.shapes.items() if n.endswith(nf4.CODES)}
         loss = lambda p, m=model: Classification(m)(p, batch, jnp.arange(4, dtype=jnp.uint32))[0][0]  # noqa: E731
         found.append(float(jax.jit(loss)(params)))
     assert found[0] == pytest.approx(found[1], rel=1e-5)

@@ -14,7 +14,7 @@ from ftjax import sharding
 from ftjax.config import TrainConfig
 from ftjax.data.batches import batches
 from ftjax.errors import InputError
-from ftjax.models import Lora, build, with_lora
+from ftjax.models import Lora, build, with_4bit, with_lora
 from ftjax.models.llama import LlamaConfig
 from ftjax.objectives import Term
 from ftjax.objectives.causal_lm import CausalLM
@@ -52,8 +52,9 @@ def decoder(spec="all", microbatches=1, scan=False, lora=False, layers=2):
     config = LlamaConfig(vocab_size=64, num_attention_heads=4, num_key_value_heads=4, **sizes)
     model = build(config, causal_lm=True, scan=scan)
     if lora:
-        modules = [f"decoder.layers.{i}.attention.{name}" for i in range(2) for name in ("query", "value")]
-        model = with_lora(model, Lora(8, 16.0, tuple(modules)))
+        modules = tuple(f"decoder.layers.{i}.attention.{name}" for i in range(2) for name in ("query", "value"))
+        frozen = (*modules, *(f"decoder.layers.{i}.mlp.{name}" for i in range(2) for name in ("up", "down")))
+        model = with_lora(with_4bit(model, frozen), Lora(8, 16.0, modules, dora=True))
     return state_of(model, [Term("causal_lm", 1.0, CausalLM(model, block=16))], spec, microbatches)
 
 
@@ -98,7 +99,7 @@ CASES = {
     "rows compared": (lambda: encoder(losses=("contrastive", "label_pairs")), "data=2,fsdp=4"),
     "packed": (lambda: decoder(microbatches=2), "data=2,fsdp=4"),
     "packed, heads and features split": (decoder, "data=2,fsdp=2,tensor=2"),
-    "packed, low rank, layers as a loop": (lambda: decoder("lora:8", scan=True, lora=True), "fsdp=8"),
+    "packed, low rank in 4 bits, layers as a loop": (lambda: decoder("lora:8", scan=True, lora=True), "fsdp=8"),
 }
 
 

@@ -15,9 +15,10 @@ from conftest import command_environment
 from decoders import FAMILIES, decoder_inputs, decoder_logits, write_decoder
 from test_adapters import command
 
+from ftjax.models.layers import ACTIVATIONS, gelu
 from ftjax.objectives.classification import class_logits
 from ftjax.pretrained import load_pretrained
-from ftjax.pretrained.program import save_stablehlo
+from ftjax.pretrained.program import plain_gelu, save_stablehlo, spelled_out_gelu
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "export.md"
 LOGITS = jax.jit(class_logits, static_argnums=0)
@@ -112,6 +113,14 @@ def test_without_tensorflow_a_savedmodel_is_refused_with_the_mend(tmp_path, caps
     status, _, err = command(capsys, *arguments)
     assert status == 2 and "pip install 'ftjax[tf]'" in err
     assert not (tmp_path / "served").exists()
+
+
+def test_the_gelu_of_savedmodels_is_gelu():
+    x = np.linspace(-9, 9, 20001, dtype=np.float32)
+    assert np.all(np.abs(np.asarray(plain_gelu(x)) - np.asarray(gelu(x))) <= 3e-7 * np.abs(x))
+    with spelled_out_gelu():
+        assert ACTIVATIONS["gelu"] is plain_gelu
+    assert ACTIVATIONS["gelu"] is gelu
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorflow") is None, reason="needs TensorFlow: pip install 'ftjax[tf]'")

@@ -6,10 +6,13 @@ beside it, not in it: they would be copied into every compiled version, and a pr
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
 import importlib.util
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ftjax.errors import InputError
-from ftjax.models import SEQ2SEQ, Model, Params
+from ftjax.models import SEQ2SEQ, Model, Params, build
 from ftjax.models.body import OF_TOKENS
+from ftjax.models.layers import ACTIVATIONS, gelu
 from ftjax.models.post_norm import PostNormConfig
 from ftjax.objectives.classification import class_logits
 from ftjax.pretrained.load import Pretrained, merge
@@ -27,6 +31,18 @@ from ftjax.pretrained.save import save_tokenizer
 
 PROGRAM, WEIGHTS, SIGNATURE = "program.stablehlo", "params.npz", "signature.json"
 PLATFORMS = ("cpu", "cuda", "tpu")
+ERF_ENDS = 3.7439211627767994  # beyond, erf is ±1 in float32
+ERF = (
+    (
+        *(0.00022905065861350646, 0.0034082910107109506, 0.050955695062380861),
+        *(0.18520832239976145, 1.128379143519084),
+    ),
+    (
+        *(-1.1791602954361697e-7, 0.000023547966471313185, 0.0010179625278914885, 0.014070470171167667),
+        *(0.11098505178285362, 0.49746925110067538, 1.0),
+    ),
+)
+"""Coefficients of the two polynomials in y² whose quotient is erf(y) / y, the highest power first."""
 
 Inputs = dict[str, Any]
 
@@ -98,7 +114,13 @@ def save_savedmodel(pretrained: Pretrained, directory: Path) -> None:
     Raises InputError for a model without a head, and where TensorFlow is missing.
     """
     tf, jax2tf = tensorflow()
-    pretrained = merge(pretrained)
+    with spelled_out_gelu():
+        _save_savedmodel(tf, jax2tf, merge(pretrained), directory)
+    _beside(pretrained, directory)
+
+
+def _save_savedmodel(tf: Any, jax2tf: Any, pretrained: Pretrained, directory: Path) -> None:
+    pretrained = dataclasses.replace(pretrained, model=build(pretrained.model.config, **dict(pretrained.model.heads)))
     names, config = input_names(pretrained.model), pretrained.model.config
     converted = jax2tf.convert(
         logits_of(pretrained.model),
@@ -117,7 +139,27 @@ def save_savedmodel(pretrained: Pretrained, directory: Path) -> None:
 
     module.serve = serve
     tf.saved_model.save(module, str(directory), signatures={"serving_default": serve})
-    _beside(pretrained, directory)
+
+
+@contextlib.contextmanager
+def spelled_out_gelu() -> Iterator[None]:
+    """While inside, models are built with GELU's `erf` in additions and multiplications.
+
+    TensorFlow is released less often than jax: 2.21 cannot read what jax 0.10.2 writes of `erf`.
+    """
+    usual = {name: activation for name, activation in ACTIVATIONS.items() if activation is gelu}
+    ACTIVATIONS.update(dict.fromkeys(usual, plain_gelu))
+    try:
+        yield
+    finally:
+        ACTIVATIONS.update(usual)
+
+
+def plain_gelu(x: jax.Array) -> jax.Array:
+    """x Φ(x) by the quotient of polynomials that XLA itself makes of `erf` in float32: within 3e-7 of |x| of it."""
+    y = jnp.clip(x * math.sqrt(0.5), -ERF_ENDS, ERF_ENDS)
+    above, below = (functools.reduce(lambda sum, c: sum * (y * y) + c, c[1:], jnp.full_like(y, c[0])) for c in ERF)
+    return 0.5 * x * (1.0 + y * above / below)
 
 
 def tensorflow() -> tuple[Any, Any]:
