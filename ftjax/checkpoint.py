@@ -60,15 +60,17 @@ def steps_in(directory: Path) -> list[int]:
     return sorted(int(path.name) for path in directory.glob("*") if path.name.isdecimal())
 
 
-def drop_damaged(directory: Path, say: Callable[[str], None]) -> None:
-    """Remove the checkpoints in RUN/checkpoints that are not whole, saying so; what is left can be used."""
+def set_damaged_aside(directory: Path, say: Callable[[str], None]) -> None:
+    """Move the checkpoints in RUN/checkpoints that are not whole to RUN/damaged-STEP, saying so; what is left can be used."""
     if jax.process_index() == 0:
         for step in reversed(steps_in(directory)):
             if wrong := damage(directory / str(step)):
-                shutil.rmtree(directory / str(step))
+                aside = directory.parent / f"damaged-{step}"
+                shutil.rmtree(aside, ignore_errors=True)  # of an earlier resumption
+                (directory / str(step)).rename(aside)
                 before = max((other for other in steps_in(directory) if other < step), default=None)
                 instead = "there is none before it" if before is None else f"the one before it, of step {before}, is there"
-                say(f"{directory / str(step)}: a checkpoint that cannot be used ({wrong}) was removed; {instead}.")
+                say(f"{directory / str(step)}: a checkpoint that cannot be used ({wrong}) is now {aside}; {instead}.")
     if jax.process_count() > 1:  # the others must not open what is about to go
         multihost_utils.sync_global_devices("damaged checkpoints are gone")
 

@@ -280,7 +280,7 @@ def run(command: Any) -> None:
             else:
                 show(found)
         case Export():
-            from ftjax.loop import export, export_model
+            from ftjax.export import export, export_model
 
             if (command.checkpoint is None) == (command.model is None):
                 raise InputError("Give either --checkpoint or --model.")

@@ -196,7 +196,8 @@ class TrainConfig:
     """Microbatches a batch is cut into, one after the other, to save memory; the update stays that of the whole batch."""
     remat: Literal["none", "dots", "full"] = "none"
     """What the backward pass computes again instead of keeping it, which takes less memory and more time: nothing; all
-    inside a layer but the outputs of its dense layers (dots); or all inside a layer (full)."""
+    inside a layer but the outputs of its dense layers (dots); or all inside a layer (full). For accelerators: on CPUs the
+    compiler keeps most of it all the same."""
     mesh: str = "auto"
     """How devices share the work: data=8, data=2,fsdp=4 or fsdp=4,tensor=2. data and fsdp split the batch; over fsdp all
     parameters are in parts too, gathered layer by layer; tensor splits heads and features within layers. auto: all devices

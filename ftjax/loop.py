@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import functools
 import json
 import math
@@ -28,26 +27,22 @@ import jax.numpy as jnp
 import ftjax
 from ftjax import digest, machine, processes, rundir
 from ftjax.card import write_card
-from ftjax.checkpoint import Checkpoints, damage, drop_damaged, steps_in
-from ftjax.config import ExportFormat, TrainConfig
+from ftjax.checkpoint import Checkpoints, damage, set_damaged_aside
+from ftjax.config import TrainConfig
 from ftjax.data.files import Rows
 from ftjax.data.prefetch import prefetch
 from ftjax.data.tokenize import Examples
 from ftjax.errors import InputError, Stopped
 from ftjax.evaluation import all_outputs
+from ftjax.export import save_model
 from ftjax.parallel import Compiled
 from ftjax.partition import count
 from ftjax.prefix import Attach, FrozenPrefix, Limits, prefix_step, unchanged
 from ftjax.prepare import Run, prepare
-from ftjax.pretrained import Pretrained, load_pretrained, merge, save_adapter, save_pretrained
-from ftjax.pretrained.adapter import locate
-from ftjax.pretrained.hub import model_directory
-from ftjax.pretrained.load import read_config
-from ftjax.pretrained.program import save_savedmodel, save_stablehlo
 from ftjax.pretrained.tensors import read_json
 from ftjax.report.formats import duration, memory
 from ftjax.stall import within
-from ftjax.step import Metrics, TrainState, eval_step
+from ftjax.step import Metrics, eval_step
 from ftjax.terminal import Terminal
 from ftjax.trackers import Trackers
 
@@ -126,10 +121,10 @@ def fit(
         digest.check_inputs(read_json(config.output / "config.json").get("files"), inputs, config)
     run = prepare(config, terminal.say, rundir.bucket_lengths(config.output) if resuming else ())
     if processes.is_first():
-        with _disk_errors(config.output), within(config.write_timeout, f"--output {config.output}"):
+        with rundir.disk_errors(config.output), within(config.write_timeout, f"--output {config.output}"):
             config.output.mkdir(parents=True, exist_ok=True)
     processes.wait_for_all(f"directory of --output {config.output}")
-    with _disk_errors(config.output), rundir.owned(config.output) if processes.is_first() else nullcontext():
+    with rundir.disk_errors(config.output), rundir.owned(config.output) if processes.is_first() else nullcontext():
         return _fit(config, terminal, run, inputs, resuming, start, programs, score_test)
 
 
@@ -175,7 +170,7 @@ def score_test_rows(config: TrainConfig, terminal: Terminal, programs: Programs)
     if run.data.test is None or "test" in result:
         return result
     owned = rundir.owned(config.output) if processes.is_first() else nullcontext()
-    with _disk_errors(config.output), owned, _signals() as stopped:
+    with rundir.disk_errors(config.output), owned, _signals() as stopped:
         session = Session(run, terminal, 0.0, stopped, programs)
         try:
             session.compile_stage(training=False)
@@ -209,7 +204,7 @@ class Session:
         self.metric, self.higher_is_better = run.metric, run.higher_is_better
         self.mesh = run.layout.mesh
         with self.disk():
-            drop_damaged(self.config.output / "checkpoints", terminal.say)
+            set_damaged_aside(self.config.output / "checkpoints", terminal.say)
             self.checkpoints = Checkpoints(self.config.output / "checkpoints", higher_is_better=self.higher_is_better)
         self.progress = Progress()
         self.step = 0
@@ -596,97 +591,6 @@ class Session:
         return json.loads((output / "result.json").read_text(encoding="utf-8"))
 
 
-def save_model(run: Run, state: TrainState, directory: Path, export_format: ExportFormat) -> None:
-    """What a run has learnt, in a directory. Raises InputError for a format that cannot say it."""
-    params = {**run.pretrained.params, **state.trainable}
-    if jax.process_count() > 1:
-        params = {name: processes.fetch(run.layout.put(name, value)) for name, value in params.items()}
-    if not processes.is_first():
-        return
-    if export_format == "adapter":
-        trained = {name: params[name] for name in state.trainable}
-        save_adapter(run.pretrained, params, trained, directory, base=run.config.model)
-    else:
-        write_model(dataclasses.replace(run.pretrained, params=params), directory, export_format)
-
-
-def write_model(pretrained: Pretrained, directory: Path, export_format: ExportFormat) -> None:
-    """A model as a Hugging Face directory or as a program."""
-    match export_format:
-        case "stablehlo":
-            save_stablehlo(pretrained, directory)
-        case "savedmodel":
-            save_savedmodel(pretrained, directory)
-        case _:
-            save_pretrained(pretrained, pretrained.params, directory)
-
-
-def export_model(model: str, adapter: str | None, output: Path, export_format: ExportFormat | None) -> None:
-    """Write a model, with an adapter merged, as a Hugging Face directory or as a program.
-
-    Raises InputError for a model or an adapter that cannot be loaded, a program without a head, and an `output` that is not
-    empty.
-    """
-    check_empty(output)
-    if export_format == "adapter":
-        raise InputError("--export-format adapter: is for what a run has learnt; give that with --checkpoint.")
-    base, found = locate(model, adapter)
-    config, raw_config, _ = read_config(model_directory(base), found)
-    pretrained = load_pretrained(base, adapter=found)
-    if not pretrained.labels and (config.causal or config.has_masked_lm):
-        spoken = load_pretrained(base, adapter=found, causal_lm=config.causal, masked_lm=config.has_masked_lm)
-        pretrained = pretrained if spoken.new else spoken
-    pretrained = dataclasses.replace(pretrained, problem_type=raw_config.get("problem_type"))
-    with _disk_errors(output):
-        write_model(merge(pretrained), output, export_format or "huggingface")
-
-
-def check_empty(output: Path) -> None:
-    """InputError where something is in the way of a new directory."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"--output {output}: not empty; choose another directory.")
-
-
-def export(checkpoint: Path, output: Path, export_format: ExportFormat | None = None) -> None:
-    """Write a run's best checkpoint, or the one of RUN/checkpoints/STEP, in the run's own format or another one.
-
-    Raises InputError where there is no such checkpoint, or `output` holds something.
-    """
-    directory, step = checkpoint, None
-    if checkpoint.parent.name == "checkpoints" and checkpoint.name.isdecimal():
-        directory, step = checkpoint.parent.parent, int(checkpoint.name)
-    saved = read_json(directory / "config.json")
-    if "method" not in saved or "output" not in saved:
-        raise InputError(f"--checkpoint {checkpoint}: {directory} is not a run of ftjax.")
-    check_empty(output)
-    config = TrainConfig.from_dict(saved)
-    if export_format == "adapter":
-        config = dataclasses.replace(config, export_format="adapter")  # its needs are then looked at with the rest
-    digest.check_inputs(saved.get("files"), digest.of_inputs(config), config)
-    kept = directory / "checkpoints"
-    with _disk_errors(directory):
-        broken = {step: wrong for step in steps_in(kept) if (wrong := damage(kept / str(step)))}
-    run = prepare(config.after_adaptation, lambda line: None, rundir.bucket_lengths(directory))
-    checkpoints = Checkpoints(kept, higher_is_better=run.higher_is_better, read_only=True)
-    steps = checkpoints.steps()
-    chosen = checkpoints.best_step() if step is None else step
-    if chosen is None or chosen not in steps:
-        raise InputError(
-            f"--checkpoint {checkpoint}: no such checkpoint; the run has {', '.join(map(str, steps)) or 'none'} (steps)."
-        )
-    if chosen in broken:
-        others = ", ".join(str(other) for other in steps if other not in broken) or "none"
-        raise InputError(
-            f"--checkpoint {checkpoint}: that of step {chosen} cannot be used ({broken[chosen]}); whole are those of: {others}."
-        )
-    state, _ = checkpoints.restore(chosen, run.state_of(run.stage_of(chosen)))
-    with _disk_errors(output):
-        save_model(run, state, output, export_format or config.export_format)
-        result = read_json(directory / "result.json") if (directory / "result.json").is_file() else {}
-        measured = result if result.get("best_step") == chosen else {}  # scores are those of the best step alone
-        write_card(output, saved, measured, name=output.name)
-
-
 def prefix_limits(config: TrainConfig) -> Limits:
     """Where the output of frozen layers may be kept."""
     return Limits(
@@ -729,16 +633,3 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def _disk_errors(output: Path) -> Iterator[None]:
-    """A full or failing disk is no fault of ours: say so in one line."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO):
-            raise
-        raise InputError(
-            f"--output {output}: cannot be read or written ({error.strerror}); mend that and run again with --resume."
-        ) from error

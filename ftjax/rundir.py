@@ -190,3 +190,16 @@ def _step(line: str) -> float:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):  # a line cut short by a kill
         return math.inf
+
+
+@contextmanager
+def disk_errors(output: Path) -> Iterator[None]:
+    """A full or failing disk is no fault of ours: say so in one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO):
+            raise
+        raise InputError(
+            f"--output {output}: cannot be read or written ({error.strerror}); mend that and run again with --resume."
+        ) from error

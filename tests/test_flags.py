@@ -5,8 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import command_environment
-from test_commands import fail
+from conftest import command_environment, fail
 
 from ftjax.cli import COMMANDS, main, parse
 from ftjax.config import TrainConfig

@@ -11,9 +11,8 @@ import threading
 
 import huggingface_hub
 import pytest
-from conftest import command_environment
+from conftest import command_environment, fail
 from decoders import write_keras_gpt2
-from test_commands import fail
 
 from ftjax.models import Lora
 from ftjax.pretrained import load_pretrained, save_adapter

@@ -8,9 +8,8 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import FAST_COMPILE, ROOT
+from conftest import FAST_COMPILE, ROOT, fail
 from safetensors.numpy import load_file
-from test_commands import fail
 
 from ftjax.processes import missing, on_cluster
 

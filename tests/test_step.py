@@ -106,7 +106,7 @@ def test_masked_positions_do_not_depend_on_padding():
 
 
 @settings(deadline=None, max_examples=25)
-@given(st.integers(0, 2**31 - 1), st.sampled_from([2, 3, 7, 40]))
+@given(st.integers(0, 2**31 - 1), st.integers(2, 40))
 def test_masking_touches_only_maskable_tokens_and_remembers_them(seed, length):
     rng = np.random.default_rng(seed)
     ids = rng.integers(0, 64, (3, length)).astype(np.int32)

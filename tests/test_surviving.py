@@ -13,13 +13,12 @@ import time
 import jax
 import numpy as np
 import pytest
-from conftest import random_batch, run_command, tiny_model
+from conftest import fail, random_batch, run_command, tiny_model
 from safetensors.numpy import load_file, save_file
-from test_commands import fail
 from test_resume import interrupt, logged
 
 from ftjax import digest, loop, rundir
-from ftjax.checkpoint import DIGESTS, LATER, Checkpoints, damage, drop_damaged
+from ftjax.checkpoint import DIGESTS, LATER, Checkpoints, damage, set_damaged_aside
 from ftjax.cli import main
 from ftjax.config import TrainConfig
 from ftjax.errors import InputError
@@ -104,16 +103,17 @@ def test_files_that_are_not_watched_do_not_change_what_is_restored(saved, state,
         checkpoints.close()
 
 
-def test_a_damaged_checkpoint_is_removed_and_the_one_before_it_used(saved, state, tmp_path):
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(saved, state, tmp_path):
     directory = shutil.copytree(saved, tmp_path / "checkpoints")
     said = []
-    drop_damaged(directory, said.append)
+    set_damaged_aside(directory, said.append)
     assert not said
     cut = largest(directory / "3")
     cut.write_bytes(cut.read_bytes()[:-10])
     flip(directory / "1" / "progress" / "metadata")
-    drop_damaged(directory, said.append)
+    set_damaged_aside(directory, said.append)
     assert len(said) == 2 and cut.name in said[0] and "of step 2, is there" in said[0] and "none before it" in said[1]
+    assert (tmp_path / "damaged-3").is_dir() and (tmp_path / "damaged-1").is_dir()
     checkpoints = Checkpoints(directory, higher_is_better=True)
     assert checkpoints.steps() == [2] and checkpoints.latest_step() == checkpoints.best_step() == 2
     found, progress = checkpoints.restore(2, state)

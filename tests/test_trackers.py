@@ -5,7 +5,7 @@ import sys
 import types
 
 import pytest
-from test_commands import fail
+from conftest import fail
 
 from ftjax.cli import main
 

@@ -4,8 +4,7 @@ import importlib.util
 import json
 
 import pytest
-from conftest import run_command
-from test_commands import fail
+from conftest import fail, run_command
 
 from ftjax.cost.benchmark import matmul_flops
 
