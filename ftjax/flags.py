@@ -54,7 +54,7 @@ GROUPS = {
     "Devices and hosts": (*("mesh", "parallel", "coordinator_address", "process_count", "process_index", "process_timeout"),),
     "The run itself": (
         *("resume", "config", "tracker", "tracker_project", "log_every", "save_every", "nonfinite", "write_timeout"),
-        *("export_format", "json"),
+        *("export_format", "push_to_hub", "private", "json"),
     ),
 }
 """Where the help of a command with many flags shows each of them; those named nowhere come last."""

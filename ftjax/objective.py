@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol, Self
 
@@ -12,10 +13,8 @@ from ftjax.errors import InputError
 from ftjax.models import Model
 from ftjax.objectives import Loss, Objective, Term
 from ftjax.objectives.augment import Augmentation, Identity, SpanDeletion, TokenDropout, WordSwap
-from ftjax.objectives.causal_lm import CausalLM
 from ftjax.objectives.consistency import Consistency
 from ftjax.objectives.contrastive import DropoutPairs, LabelPairs
-from ftjax.objectives.entropy import Entropy
 from ftjax.objectives.masked_lm import MaskedLM, wordpiece_continuations
 from ftjax.objectives.pseudo_label import PseudoLabel
 from ftjax.objectives.schedule import over
@@ -63,7 +62,7 @@ def objective(config: TrainConfig, task: Task, vocabulary: Vocabulary, model: Mo
         if name in (*CLASS_LOSSES, *LABEL_LOSSES) and not labeled:
             raise InputError(f"--self-supervised-loss {name} needs some rows with a label, and there are none.")
         if not weight.is_zero:
-            loss = LOSSES[name](config, vocabulary, model)
+            loss = loss_of(name, config, vocabulary, model)
             terms.append(Term(name.replace("-", "_"), over(weight, steps), loss))
     if not terms:
         raise InputError("No row has a label and no self-supervised loss has a weight: there is nothing to learn from.")
@@ -130,13 +129,20 @@ def pseudo_label(config: TrainConfig, vocabulary: Vocabulary, model: Model) -> L
     return PseudoLabel(model, augmentation(config, vocabulary), threshold=sure)
 
 
-LOSSES: dict[str, Callable[[TrainConfig, Vocabulary, Model], Loss]] = {
+FROM_SETTINGS: dict[str, Callable[[TrainConfig, Vocabulary, Model], Loss]] = {
     "masked-lm": masked_lm,
-    "causal-lm": lambda config, vocabulary, model: CausalLM(model),
     "contrastive": lambda config, vocabulary, model: DropoutPairs(model, temperature=config.contrastive_temperature),
     "label-pairs": lambda config, vocabulary, model: LabelPairs(model),
     "consistency": consistency,
     "pseudo-label": pseudo_label,
-    "entropy": lambda config, vocabulary, model: Entropy(model),
 }
-"""The self-supervised losses by their names on the command line."""
+"""The self-supervised losses that settings have a say in, or that share a module."""
+
+
+def loss_of(name: str, config: TrainConfig, vocabulary: Vocabulary, model: Model) -> Loss:
+    """The self-supervised loss of a name in `config.AUXILIARIES`: made from settings, or else `LOSS` of its module, of the
+    model alone.
+    """
+    if name in FROM_SETTINGS:
+        return FROM_SETTINGS[name](config, vocabulary, model)
+    return importlib.import_module(f"ftjax.objectives.{name.replace('-', '_')}").LOSS(model)
