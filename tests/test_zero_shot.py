@@ -22,9 +22,7 @@ from ftjax.zero_shot.config import ZeroShotConfig
 from ftjax.zero_shot.scores import (
     Calibration,
     calibrated,
-    cloze_scores,
     described,
-    fill,
     likelihood_scores,
     per_row,
     surest,
@@ -87,32 +85,6 @@ def test_likelihood_is_the_log_probability_of_the_words_after_the_text(tmp_path)
     )
     assert done.returncode == 0, done.stderr
     assert [set(json.loads(line)["scores"]) for line in done.stdout.splitlines()] == [{"fine", "poor"}] * 3
-
-
-def test_cloze_is_the_words_log_probability_in_the_gap(tiny_mlm):
-    pretrained = load_pretrained(tiny_mlm, labels=(), masked_lm=True)
-    assert not any(name.startswith("masked_lm") for name in pretrained.new)
-    tokenizer = load_tokenizer(tiny_mlm)
-    template = "{label}: {text}"
-    found = cloze_scores(
-        pretrained, {"good": ("great", "fine"), "bad": ("awful",)}, TEXTS, template=template, max_length=16, batch_size=2
-    )
-    ids = np.array([tokenizer(f"[MASK]: {TEXTS[0]}")["input_ids"]], np.int32)
-    batch = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-    module = pretrained.model.bind(pretrained.params)
-    logits = np.asarray(module.vocabulary_logits(module.hidden_states({k: jnp.asarray(v) for k, v in batch.items()})[-1][0, 1]))
-    log_probability = logits - np.log(np.exp(logits.astype(np.float64)).sum())
-    words = {word: tokenizer.convert_tokens_to_ids(word) for word in ("great", "fine", "awful")}
-    expected = [np.mean([log_probability[words["great"]], log_probability[words["fine"]]]), log_probability[words["awful"]]]
-    np.testing.assert_allclose(found[0], expected, rtol=1e-4)
-
-
-def test_a_long_text_is_cut_and_the_gap_stays(minilm):
-    tokenizer = load_tokenizer(minilm)
-    filled = fill("{text} It was {label}.", "word " * 50, tokenizer.mask_token, tokenizer, 16)
-    ids = tokenizer(filled)["input_ids"]
-    assert len(ids) == 16 and tokenizer.mask_token_id in ids
-    assert fill("{text} It was {label}.", "short", "good", tokenizer, 16) == "short It was good."
 
 
 @settings(max_examples=50, deadline=None)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from ftjax.errors import InputError
 from ftjax.models.bert import BertConfig
-from ftjax.models.body import Pooling
+from ftjax.models.body import OF_TOKENS, Classifier, Pooling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +18,7 @@ class ElectraConfig(BertConfig):
     """ELECTRA's numbers; the defaults are electra-small-discriminator."""
 
     model_type: ClassVar[str] = "electra"
+    classifiers: ClassVar[tuple[Classifier, ...]] = ("pooled", "first-token", "mean", *OF_TOKENS)
     pooling: ClassVar[Pooling] = Pooling(activation="gelu", dropout_before=True)
     has_masked_lm: ClassVar[bool] = False
 
