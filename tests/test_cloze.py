@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 
+import families
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,15 +14,18 @@ from conftest import random_batch, random_params, run_command, tiny_config
 from decoders import FAMILIES, write_decoder
 from safetensors.numpy import load_file
 from test_generate import write_tokenizer
+from torch_reference import inputs_for
 
 from ftjax.data.template import Template
 from ftjax.data.tokenize import load_tokenizer
 from ftjax.descriptions import TEMPLATES
 from ftjax.models import build
 from ftjax.models.body import Cloze
+from ftjax.objectives import Term
 from ftjax.objectives.augment import SpanDeletion, TokenDropout, WordSwap
 from ftjax.objectives.classification import Classification, class_logits
 from ftjax.objectives.masked_lm import MaskedLM
+from ftjax.pretrained import load_pretrained
 from ftjax.step import looked_up
 
 TEMPLATE = TEMPLATES["encoder"]
@@ -87,6 +91,20 @@ def test_logits_are_those_of_the_words_in_the_gap(gap):
         np.testing.assert_allclose(found[row], [(at[7] + at[9]) / 2, at[11]], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in families.golden_shapes() if kind.endswith("ForMaskedLM")])
+def test_logits_are_pytorchs_golden_ones(kind, tmp_path):
+    families.write_golden(tmp_path, kind)
+    cloze = Cloze(((0, 3), (6,)), before=1, after=1, gap=8)  # of the golden vocabulary every third token is there
+    loaded = load_pretrained(tmp_path, labels=("no", "yes"), classifier="cloze", cloze=cloze)
+    assert loaded.new == ()
+    model_type = kind.split()[0]
+    config = families.ENCODERS[model_type][1]
+    batch = families.inputs(config["pad_token_id"], 2) | inputs_for(model_type, config)
+    golden = np.load(families.GOLDEN / "families.npz")[f"{kind}/logits"][:, 8]
+    expected = np.stack([golden[:, :2].mean(-1), golden[:, 2]], axis=-1)
+    assert families.differ(class_logits(loaded.model, loaded.params, batch, None), expected) <= 1e-5
+
+
 def test_only_the_words_rows_meet_the_gap():
     """No array of the compiled step has the vocabulary for one of its axes but the matrix, its bias and their gradients."""
     model, params = small(Cloze(((7,), (11,)), 1, 4, -3))
@@ -125,8 +143,6 @@ def test_a_matrix_that_is_read_in_rows_is_gathered_over_devices():
     model, _ = small(Cloze(((7,), (11,)), 1, 4, -3))
     plain = build(tiny_config(), num_labels=2)
     cuts = {"encoder.embeddings.word.embedding": 1}
-    from ftjax.objectives import Term
-
     found = [looked_up((Term("classification", 1.0, Classification(m)),), cuts) for m in (model, plain)]
     assert found == [set(), {"encoder.embeddings.word.embedding"}]
 
