@@ -137,6 +137,12 @@ def prepare_data(config: TrainConfig, say: Say, buckets: tuple[int, ...] = ()) -
         notes += [f"{examples.truncated:,} cut to {config.max_length} tokens"] if examples.truncated else []
         say(f"{rows.source}: {len(rows.texts):,} rows" + (f" ({', '.join(notes)})" if notes else ""))
     labeled = int(train.labeled.sum())
+    about_others = [name for name, weight in config.losses if name in CLASS_LOSSES and not weight.is_zero]
+    if about_others and task.row_classes and labeled == len(train):
+        raise InputError(
+            f"--self-supervised-loss {about_others[0]} learns from rows without a label, and there are none: give "
+            "--unlabeled-file, or --labels-per-class to keep a few labels."
+        )
     labeled_rows = 0
     if 0 < labeled < len(train) and (config.supervised_weight or any(name in LABEL_LOSSES for name in names)):
         natural = (len(train) - labeled) / labeled

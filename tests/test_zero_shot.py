@@ -155,16 +155,33 @@ def test_texts_on_the_command_line(tiny_bert):
     assert all(set(line["scores"]) == {"good", "bad"} and sum(line["scores"].values()) == pytest.approx(1) for line in lines)
 
 
-def adapt(model, files, output, *more):
+def adapt(model, files, output, *more, descriptions=("rotten=a bad film", "fresh=a good film")):
     return run_command(
-        *("zero-shot", "--model", model, "--description", "rotten=a bad film", "fresh=a good film", "--adapt"),
+        *("zero-shot", "--model", model, "--description", *descriptions, "--adapt"),
         *("--unlabeled-file", files["train"], "--test-file", files["eval"], "--output", output, "--max-length", "64"),
         *("--batch-size", "8", "--epochs", "1", "--confident-share", "0.5", "0.8", "--json", *more),
     )
 
 
+WAYS = {
+    "similarity": {"descriptions": ("rotten=a bad film", "fresh=a good film")},
+    "cloze": {"descriptions": ("rotten=bad", "rotten=awful", "fresh=good")},
+    "likelihood": {"descriptions": ("rotten=bad", "fresh=very good")},
+}
+
+
+@pytest.fixture(scope="module")
+def tiny_decoder(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("tiny-decoder")
+    write_decoder(directory, FAMILIES["gpt2"])
+    write_tokenizer(directory)
+    return directory
+
+
 @pytest.mark.long
-def test_adaptation_reads_no_label_of_any_file(tiny_bert, few_reviews, tmp_path):
+@pytest.mark.parametrize("how", WAYS)
+def test_adaptation_reads_no_label_of_any_file(how, tiny_bert, tiny_mlm, tiny_decoder, few_reviews, tmp_path):
+    model = {"similarity": tiny_bert, "cloze": tiny_mlm, "likelihood": tiny_decoder}[how]
     noise = {}
     for number, (name, path) in enumerate((n, few_reviews[n]) for n in ("train", "eval")):
         with path.open(encoding="utf-8", newline="") as file:
@@ -174,7 +191,8 @@ def test_adaptation_reads_no_label_of_any_file(tiny_bert, few_reviews, tmp_path)
         with noise[name].open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([("text", "label"), *((row["text"], rng.choice(["fresh", "rotten"])) for row in rows)])
     found, by_noise = (
-        adapt(tiny_bert, files, tmp_path / output) for files, output in ((few_reviews, "labels"), (noise, "noise"))
+        adapt(model, files, tmp_path / output, "--how", how, **WAYS[how])
+        for files, output in ((few_reviews, "labels"), (noise, "noise"))
     )
     assert found.returncode == 0, found.stderr
     result, other = json.loads(found.stdout), json.loads(by_noise.stdout)
@@ -183,8 +201,10 @@ def test_adaptation_reads_no_label_of_any_file(tiny_bert, few_reviews, tmp_path)
     predictions = (tmp_path / "labels" / "predictions.jsonl").read_bytes()
     assert predictions == (tmp_path / "noise" / "predictions.jsonl").read_bytes()
     assert result["rounds"][-1]["loss"] != other["rounds"][-1]["loss"]  # by true labels, and by noise
-    predicted = run_command("predict", "--model", tmp_path / "labels" / "round-2" / "model", "a fine film")
+    last = tmp_path / "labels" / "round-2" / "model"
+    predicted = run_command("predict", "--model", last, "a fine film")
     assert predicted.returncode == 0, predicted.stderr
+    assert ("ftjax_cloze" in json.loads((last / "config.json").read_text())) == (how == "cloze")
 
 
 @pytest.mark.long
@@ -202,6 +222,9 @@ def test_a_self_supervised_loss_on_the_other_texts(tiny_bert, few_reviews, tmp_p
         (("--how", "likelihood"), "is an encoder"),
         (("--max-length", "65"), "64 positions"),
         (("--descriptions-file", "no.json"), "cannot be read"),
+        (("--description", "good=\u200b"), "has no token that the model knows"),
+        (("--description", "good=Fine ", "bad=fine"), "have the same description"),
+        (("--template", "{text}"), "must have {text} and {label} once each"),
     ],
 )
 def test_mistakes_through_the_command(tiny_bert, tmp_path, more, said):
