@@ -50,6 +50,27 @@ def test_a_short_text_is_what_the_tokenizer_makes_of_the_whole(template, minilm)
         assert tokens[placed.gap] == tokenizer.mask_token_id
 
 
+@pytest.mark.parametrize("template", [TEMPLATE, "{label}: {text}", "So {label}. {text}"])
+def test_the_same_where_spaces_are_part_of_tokens(template, tmp_path):
+    """A tokenizer like RoBERTa's: bytes, a mask token that takes the space before it, <s> and </s> around all."""
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    letters = {token: i for i, token in enumerate(["<s>", "</s>", "<unk>", "Ġ", "Ġthe", *(chr(c) for c in range(33, 127))])}
+    made = Tokenizer(models.BPE(vocab=letters | {"Ġt": 99, "he": 100}, merges=[("h", "e"), ("Ġ", "t"), ("Ġt", "he")]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])
+    mask = AddedToken("<mask>", lstrip=True, special=True)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", mask_token=mask)
+    placed = Template.of(template, tokenizer, causal=False, max_length=64)
+    examples = placed.encode(TEXTS[:2], tokenizer, 64)
+    for row, text in enumerate(TEXTS[:2]):
+        tokens = examples.tokens[examples.at(row)].tolist()
+        assert tokens == tokenizer(template.replace("{label}", "<mask>").replace("{text}", text))["input_ids"]
+        assert tokens[placed.gap] == tokenizer.mask_token_id
+    assert placed.cloze({"a": ("the",)}, tokenizer).words == ((letters["Ġthe"],),)
+
+
 def test_the_text_is_cut_and_never_the_template(minilm):
     tokenizer = load_tokenizer(minilm)
     placed = Template.of(TEMPLATE, tokenizer, causal=False, max_length=10)

@@ -82,7 +82,7 @@ def bare_run(
         directory=Path(source),
         model=model,
         params=model.shapes,  # type: ignore[arg-type, unused-ignore]  # shapes stand for values
-        new=tuple(name for name in model.shapes if name.startswith(("classifier.", "masked_lm."))),
+        new=tuple(name for name in model.shapes if name.startswith(("classifier.", "masked_lm.")) and not model.cloze),
         spelled={},
         dtypes={},
         carried=(),
