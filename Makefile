@@ -1,7 +1,7 @@
 # make demo    fine-tune the real MiniLM on real review sentences by all three methods; a table and a report
 # make test    the test suite, without PyTorch        make test ARGS="-k partition"
 # make test-long  the tests that take long: whole runs killed, compared, spread over devices and processes
-# make parity  the tests that compare with PyTorch
+# make parity  the tests that compare with PyTorch and TensorFlow
 # make test-pythons  a short part of the tests on every other Python, 3.11 to 3.13, that this machine has
 # make lint    ruff and mypy                          make format  let ruff mend what it can
 # make clean   remove the virtual environments and what demo and tests wrote
@@ -28,7 +28,7 @@ help:
 
 # A second environment: the first one stays without PyTorch, so that the suite proves it needs none.
 .venv-parity/installed: requirements/lock.txt requirements/demo.txt requirements/parity.txt pyproject.toml
-	@echo "Setting up .venv-parity with PyTorch (about two minutes) ..."
+	@echo "Setting up .venv-parity with PyTorch and TensorFlow (about three minutes) ..."
 	@$(PYTHON) -m venv --clear .venv-parity
 	@.venv-parity/bin/python $(PIP) --require-hashes -r requirements/lock.txt
 	@.venv-parity/bin/python $(PIP) --no-deps --require-hashes -r requirements/demo.txt

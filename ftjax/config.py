@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from ftjax.descriptions import Descriptions, check_descriptions, check_template, described
 from ftjax.errors import InputError, did_you_mean
 from ftjax.tasks import TASKS, task_class
 from ftjax.weight import Weight, parse_weight
@@ -122,10 +123,18 @@ class TrainConfig:
     """question-answering: tokens that the windows of a context longer than --max-length have in common. Default: a third of
     --max-length."""
 
-    classifier: Literal["pooled", "first-token", "last-token", "mean"] | None = None
+    classifier: Literal["pooled", "first-token", "last-token", "mean", "cloze"] | None = None
     """Head: pooled is transformers' BertForSequenceClassification; first-token and last-token are a linear layer on that
-    token's last hidden state, mean one on the average of all, which suits sentence encoders. Default: the model's own, pooled
+    token's last hidden state, mean one on the average of all, which suits sentence encoders; cloze has none of its own but asks
+    the language model which class's word (--description) stands in --template after the text. Default: the model's own, pooled
     for encoders, last-token for decoders."""
+    template: str | None = None
+    """cloze: what every text is put into, with {text} and {label}; a long text is cut, the template never. Default: "{text} It
+    was {label}."; of a decoder, whose template must end with {label}, "{text}\\nIt was {label}"."""
+    description: tuple[str, ...] = ()
+    """cloze: the word for a class, one token of the model: LABEL=WORD, as often as wanted; several of a class are averaged."""
+    descriptions_file: Path | None = None
+    """cloze: the same as a JSON file: {"LABEL": ["WORD", ...], ...}."""
     self_supervised_loss: tuple[str, ...] = ("masked-lm",)
     """L_self, one or more of masked-lm (encoders), causal-lm (decoders), contrastive, label-pairs, consistency, pseudo-label
     and entropy, each with a weight of its own if wanted: masked-lm=0.1 consistency=linear:0->1."""
@@ -286,6 +295,14 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise InputError(f"{flag(name)} {value}: must be 0 or a positive number.")
+        if self.classifier == "cloze":
+            if self.task != TASKS[0]:
+                raise InputError(f"--classifier cloze: is for --task {TASKS[0]}, not {self.task}.")
+            if self.template is not None:
+                check_template(self.template)
+            check_descriptions(self.label_words)
+        elif given := [name for name in CLOZE if getattr(self, name) != plain[name]]:
+            raise InputError(f"{flag(given[0])} needs --classifier cloze.")
         if not 0 < self.write_timeout <= MOST_SECONDS:
             raise InputError(f"--write-timeout {self.write_timeout}: must be a positive number of seconds, such as 1800.")
         for name in ("dropout", "lora_dropout"):
@@ -382,6 +399,11 @@ class TrainConfig:
         return found
 
     @property
+    def label_words(self) -> Descriptions:
+        """The words of a cloze, by class."""
+        return described(self.description, self.descriptions_file)
+
+    @property
     def losses(self) -> tuple[tuple[str, Weight], ...]:
         """The self-supervised losses and their weights λ; none of the other methods."""
         if self.method != "self-supervised":
@@ -395,6 +417,8 @@ class TrainConfig:
         return dataclasses.replace(
             self,
             output=self.output / "adaptation",
+            classifier=None if self.classifier == "cloze" else self.classifier,  # texts as they are
+            **{name: plain[name] for name in CLOZE},
             method="self-supervised",
             train_parameters=None,
             unfreeze=(),
@@ -469,6 +493,8 @@ SELF_SUPERVISED = (
 """Settings that only --method self-supervised has a use for."""
 LOW_RANK = ("lora_dropout", "dora", "base_bits", "export_format")
 """Settings that only a choice of what trains has a use for."""
+CLOZE = ("template", "description", "descriptions_file")
+"""Settings that only --classifier cloze has a use for."""
 ADAPTATION = ("unlabeled_file", "mask_probability", "mask_whole_words", "mask_once", "contrastive_temperature")
 """Those of them that an adaptation before any method uses."""
 
@@ -605,6 +631,9 @@ class StepConfig(TrainConfig):
     label_column: Annotated[str | None, Hidden] = None
     window_overlap: Annotated[int | None, Hidden] = None
     labels_per_class: Annotated[int | None, Hidden] = None
+    template: Annotated[str | None, Hidden] = None
+    description: Annotated[tuple[str, ...], Hidden] = ()
+    descriptions_file: Annotated[Path | None, Hidden] = None
     unlabeled_ratio: Annotated[float | None, Hidden] = None
     adapt_epochs: Annotated[int, Hidden] = 0
     adapt_loss: Annotated[tuple[str, ...], Hidden] = ("masked-lm",)

@@ -237,7 +237,7 @@ class Session:
         self.progress.seconds["load"] += load_seconds
         self.step_seconds: list[float] = []
         self.running: deque[tuple[int, int, Metrics]] = deque()  # steps under way: number, rows, metrics
-        self.loss = math.nan
+        self.loss: float | None = None  # of the last step that is through and was not skipped
         self.value: float | None = None  # of the last evaluation
         self.tokens_per_second: list[float] = []
 
@@ -434,7 +434,7 @@ class Session:
             self.give_up(f"Step {step}: the loss is {loss}, its gradient's norm {gradient_norm}")
         if self.progress.in_a_row >= MOST_SKIPPED:
             self.give_up(f"Step {step}: neither loss nor gradient was finite in the last {MOST_SKIPPED} steps")
-        self.loss = math.nan if skipped else loss
+        self.loss = None if skipped else loss
         self.progress.examples += examples
         self.progress.add(values)
         if step % self.config.log_every == 0:
@@ -478,10 +478,11 @@ class Session:
     @property
     def status(self) -> str:
         """How the run stands, for the panel."""
-        score = f"  {self.metric} {self.value:.4f}" if self.value is not None else ""
+        loss = f"loss {self.loss:.4f}  " if self.loss is not None else ""
+        score = f"{self.metric} {self.value:.4f}  " if self.value is not None else ""
         rates = f"{self.examples_per_second:,.1f} examples/s  {statistics.median(self.tokens_per_second[-20:]):,.0f} tokens/s"
         left = duration((self.run.steps - self.step) * statistics.median(self.step_seconds[-20:]))
-        return f"loss {self.loss:.4f}{score}  {rates}  {memory(machine.peak_memory_bytes())}  {left} of training left"
+        return f"{loss}{score}{rates}  {memory(machine.peak_memory_bytes())}  {left} of training left"
 
     def evaluate(self, epoch: int) -> float | None:
         """Score the evaluation rows and note whether that is the best so far; None without such rows."""

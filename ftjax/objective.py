@@ -99,34 +99,34 @@ def masked_lm(config: Masking, vocabulary: Vocabulary, model: Model) -> MaskedLM
     )
 
 
-def augmentation(config: TrainConfig, vocabulary: Vocabulary) -> Augmentation:
-    """The other view of a row."""
+def augmentation(config: TrainConfig, vocabulary: Vocabulary, template: tuple[int, int]) -> Augmentation:
+    """The other view of a row, whose template stays as it is."""
     special, probability, pad = vocabulary.special_ids, config.augmentation_probability, vocabulary.pad_token_id
     match config.augmentation:
         case "dropout":
             return Identity()
         case "token-dropout":
-            return TokenDropout(special, probability, pad_token_id=pad)
+            return TokenDropout(special, probability, pad_token_id=pad, template=template)
         case "token-mask":
             if vocabulary.mask_token_id is None:
                 raise InputError(f"{config.model}: its tokenizer has no mask token; take --augmentation token-dropout.")
-            return TokenDropout(special, probability, vocabulary.mask_token_id, pad)
+            return TokenDropout(special, probability, vocabulary.mask_token_id, pad, template)
         case "span-deletion":
-            return SpanDeletion(special, probability, pad)
+            return SpanDeletion(special, probability, pad, template)
         case "word-swap":
-            return WordSwap(special, probability)
+            return WordSwap(special, probability, template)
 
 
 def consistency(config: TrainConfig, vocabulary: Vocabulary, model: Model) -> Loss:
     """UDA's, on rows without a label."""
     sure = 0.0 if config.confidence is None else config.confidence
-    return Consistency(model, augmentation(config, vocabulary), config.sharpening, sure)
+    return Consistency(model, augmentation(config, vocabulary, model.template), config.sharpening, sure)
 
 
 def pseudo_label(config: TrainConfig, vocabulary: Vocabulary, model: Model) -> Loss:
     """FixMatch's, on rows without a label."""
     sure = 0.95 if config.confidence is None else config.confidence
-    return PseudoLabel(model, augmentation(config, vocabulary), threshold=sure)
+    return PseudoLabel(model, augmentation(config, vocabulary, model.template), threshold=sure)
 
 
 FROM_SETTINGS: dict[str, Callable[[TrainConfig, Vocabulary, Model], Loss]] = {
