@@ -3,12 +3,13 @@
 # make test-long  the tests that take long: whole runs killed, compared, spread over devices and processes
 # make parity  the tests that compare with PyTorch and TensorFlow
 # make lint    ruff and mypy                          make format  let ruff mend what it can
+# make docs    the documentation as a site, in build/site; fails on a broken link
 # make clean   remove the virtual environments and what demo and tests wrote
 # Every target sets up what it needs first, once.
 
 PYTHON ?= python3
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long parity lint format clean
+.PHONY: help demo test test-long parity lint format docs clean
 PIP = -m pip --quiet --disable-pip-version-check install
 
 help:
@@ -35,6 +36,13 @@ help:
 	@.venv-parity/bin/python $(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
+# A third one, small: the site is built from text alone.
+.venv-docs/installed: requirements/docs.txt
+	@echo "Setting up .venv-docs (some seconds) ..."
+	@$(PYTHON) -m venv --clear .venv-docs
+	@.venv-docs/bin/python $(PIP) --require-hashes -r requirements/docs.txt
+	@touch $@
+
 demo: .venv/installed
 	@.venv/bin/python experiments/demo.py
 
@@ -53,5 +61,8 @@ lint: .venv/installed
 format: .venv/installed
 	@.venv/bin/ruff check --fix . ; .venv/bin/ruff format .
 
+docs: .venv-docs/installed
+	@PYTHONPATH=. .venv-docs/bin/mkdocs build --quiet && echo "build/site/index.html"
+
 clean:
-	rm -rf .venv .venv-parity .pytest_cache .ruff_cache .mypy_cache .hypothesis .xla-cache runs data *.egg-info
+	rm -rf .venv .venv-parity .venv-docs build/site .pytest_cache .ruff_cache .mypy_cache .hypothesis .xla-cache runs data *.egg-info
