@@ -33,8 +33,8 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 from ftjax.models import build, nf4  # noqa: E402
+from ftjax.models.bert import NAMES as BERT  # noqa: E402
 from ftjax.models.bert import BertConfig  # noqa: E402
-from ftjax.pretrained.names import BERT  # noqa: E402
 
 
 @pytest.fixture(scope="module", autouse=True)

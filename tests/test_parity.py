@@ -123,8 +123,8 @@ def test_gradients_of_the_classification_loss(tmp_path):
     import jax
     import torch
 
+    from ftjax.models.bert import NAMES as BERT
     from ftjax.objectives.classification import Classification
-    from ftjax.pretrained.names import BERT
 
     theirs = random_bert("BertForSequenceClassification", num_labels=2)
     theirs.save_pretrained(tmp_path)

@@ -19,8 +19,7 @@ from flax import nnx
 from ftjax import zero
 from ftjax.models import nf4
 from ftjax.models.bert import BertConfig
-from ftjax.models.body import OF_TOKENS, Body, Classifier, Config
-from ftjax.models.decoder import Decoder
+from ftjax.models.body import OF_TOKENS, Classifier, Config
 from ftjax.models.distilbert import DistilBertConfig
 from ftjax.models.electra import ElectraConfig
 from ftjax.models.gemma import Gemma2Config, Gemma3Config
@@ -28,25 +27,22 @@ from ftjax.models.gpt2 import GPT2Config
 from ftjax.models.heads import Remat, TextModel, leading
 from ftjax.models.layers import Dense, column_norms, low_rank_weight
 from ftjax.models.llama import LlamaConfig, MistralConfig
-from ftjax.models.mpnet import MPNetConfig, MPNetEncoder
-from ftjax.models.post_norm import PostNormEncoder
+from ftjax.models.mpnet import MPNetConfig
 from ftjax.models.qwen import Qwen2Config, Qwen3Config
 from ftjax.models.roberta import RobertaConfig, XlmRobertaConfig
 from ftjax.models.t5 import T5, T5Config
 
 Params = dict[str, jax.Array]
 
-ENCODERS = (BertConfig, RobertaConfig, XlmRobertaConfig, DistilBertConfig, ElectraConfig)
-DECODERS = (GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config, Gemma2Config, Gemma3Config)
-BODIES: dict[type[Config], type[Body]] = {
-    **dict.fromkeys(ENCODERS, PostNormEncoder),
-    MPNetConfig: MPNetEncoder,
-    **dict.fromkeys(DECODERS, Decoder),
-}
-"""The supported architectures: config -> body. Their files' names for parameters are in `ftjax.pretrained.names`."""
+FAMILIES: tuple[type[Config], ...] = (
+    *(BertConfig, RobertaConfig, XlmRobertaConfig, DistilBertConfig, ElectraConfig, MPNetConfig),
+    *(GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config, Gemma2Config, Gemma3Config),
+    T5Config,
+)
+"""The supported architectures: each config says what its model is made of and what its files call the parameters."""
 SEQ2SEQ: dict[type[Config], type[T5]] = {T5Config: T5}
 """Those with an encoder and a decoder: config -> the whole model, which has no heads to choose."""
-CONFIGS: dict[str, type[Config]] = {config.model_type: config for config in (*BODIES, *SEQ2SEQ)}
+CONFIGS: dict[str, type[Config]] = {config.model_type: config for config in FAMILIES}
 """config.json's `model_type` -> config."""
 
 
@@ -166,7 +162,7 @@ def build(
 
     def module() -> nnx.Module:
         whole: Any = SEQ2SEQ.get(type(config))
-        made = whole(config, dtype) if whole else TextModel(config, BODIES[type(config)], **chosen, dtype=dtype)
+        made = whole(config, dtype) if whole else TextModel(config, **chosen, dtype=dtype)
         for path, part in nnx.iter_modules(made):
             if isinstance(part, Dense) and dotted(path) in in_4bit:
                 part.keep_in_4bit()

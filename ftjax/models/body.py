@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from ftjax.errors import InputError
+
+if TYPE_CHECKING:
+    from ftjax.models.names import NameTable
 
 MOST_LAYERS = 1000  # a config.json may say anything, and a layer takes memory before any weight is read
 VALUES = {"bool": (bool, "true or false"), "int": (int, "a number"), "float": (float | int, "a number"), "str": (str, "a text")}
@@ -39,6 +43,8 @@ class Config:
     """The numbers that fix a model. An architecture adds its own; names are those of Hugging Face's config.json."""
 
     model_type: ClassVar[str]
+    table: ClassVar[NameTable]
+    """What its files call the parameters; see `names`."""
     renamed: ClassVar[Mapping[str, str]] = {}
     """Names in config.json -> fields here, where they differ; "" for what it has besides and does not mean."""
     parts: ClassVar[tuple[str, ...]] = ("encoder",)
@@ -92,6 +98,15 @@ class Config:
 
     def check(self, config: dict[str, Any], source: str) -> None:
         """Raise InputError for what the architecture cannot do as the dictionary asks."""
+
+    def body(self, dtype: jnp.dtype) -> Body:
+        """The body of a model with heads. dtype: of the operands of dot products."""
+        raise NotImplementedError
+
+    @property
+    def names(self) -> NameTable:
+        """What the files of a model with this config call its parameters."""
+        return self.table
 
     def for_files(self, names: Collection[str]) -> Self:
         """The config of a model whose files hold tensors of these names (as the name table spells them)."""

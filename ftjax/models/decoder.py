@@ -18,6 +18,7 @@ from flax import nnx
 from ftjax.errors import InputError, did_you_mean
 from ftjax.models.body import Classifier, Config
 from ftjax.models.layers import ACTIVATIONS, Dense, Embedding, LayerNorm, RMSNorm, dot, matmul
+from ftjax.models.names import NameTable
 from ftjax.models.rope import Rope, Rotation, rotate
 from ftjax.random import dropout, fold_in
 
@@ -88,6 +89,13 @@ class DecoderConfig(Config):
     def kinds_of(self, config: dict[str, Any], source: str) -> tuple[Kind, ...]:
         """The kind of every layer, from config.json's dictionary; {} gives the family's own."""
         return (Kind(None, Rope.from_dict(config, source)),) * self.num_hidden_layers
+
+    def body(self, dtype: jnp.dtype) -> Decoder:
+        return Decoder(self, dtype)
+
+    @property
+    def names(self) -> NameTable:
+        return self.table if self.tie_word_embeddings else dataclasses.replace(self.table, copies=())  # lm_head is its own
 
     @property
     def design(self) -> Design:

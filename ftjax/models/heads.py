@@ -59,7 +59,6 @@ class TextModel(nnx.Module):
     def __init__(
         self,
         config: Config,
-        body: type[Body],
         *,
         num_labels: int | None = None,
         classifier: Classifier | None = "pooled",
@@ -70,7 +69,7 @@ class TextModel(nnx.Module):
         dtype: jnp.dtype,
     ) -> None:
         (self.part,) = config.parts
-        setattr(self, self.part, body(config, dtype))  # type: ignore[call-arg]  # every one takes these
+        setattr(self, self.part, config.body(dtype))
         if pooler or (num_labels is not None and classifier == "pooled"):
             self.pooler = Dense(config.hidden_size, config.hidden_size, dtype)
         if num_labels is not None:

@@ -23,9 +23,8 @@ import numpy as np
 from ftjax.errors import InputError
 from ftjax.models import LORA, SEQ2SEQ, Lora, Model, Params, build, kernel_of, with_lora
 from ftjax.models.layers import column_norms
+from ftjax.models.names import SPANS, TOKENS, NameTable
 from ftjax.pretrained.hub import exists, model_directory
-from ftjax.pretrained.names import NameTable
-from ftjax.pretrained.names.table import SPANS, TOKENS
 from ftjax.pretrained.tensors import Header, SafeTensors, Weights, read_json, read_whole, write_tensors
 
 CONFIG, WEIGHTS, CHANGES = "adapter_config.json", "adapter_model.safetensors", "config_changes.json"

@@ -32,12 +32,11 @@ from ftjax.models import (
     with_lora,
 )
 from ftjax.models.layers import column_norms
+from ftjax.models.names import SPANS, TOKENS, NameTable
 from ftjax.models.shapes import SHAPES
 from ftjax.pretrained import gguf, keras
 from ftjax.pretrained.adapter import Adapter, Replaced, attach, locate, read_adapter
 from ftjax.pretrained.hub import model_directory
-from ftjax.pretrained.names import NameTable, table_of
-from ftjax.pretrained.names.table import SPANS, TOKENS
 from ftjax.pretrained.tensors import INDEX, SINGLE, Parts, SafeTensors, Weights, read_json, safetensors_files
 
 FLOATS = (np.dtype("float32"), np.dtype("float16"), np.dtype("float64"), np.dtype(ml_dtypes.bfloat16))
@@ -97,7 +96,7 @@ def read_config(directory: Path | str, adapter: Path | None = None) -> tuple[Con
     if adapter is not None:
         raw = read_adapter(adapter).config_after(raw)
         _check_notes(raw, adapter)
-    return config, raw, table_of(config)
+    return config, raw, config.names
 
 
 def _check_notes(raw: dict[str, Any], source: Path) -> None:

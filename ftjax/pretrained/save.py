@@ -16,7 +16,6 @@ from ftjax.models.body import OF_TOKENS
 from ftjax.pretrained import gguf
 from ftjax.pretrained.adapter import check_adapter, write_adapter
 from ftjax.pretrained.load import Pretrained, open_weights, read_config
-from ftjax.pretrained.names import table_of
 from ftjax.pretrained.tensors import read_whole, write_tensors
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "added_tokens.json")
@@ -33,7 +32,7 @@ def save_pretrained(pretrained: Pretrained, params: Params, directory: str | Pat
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    table = table_of(pretrained.model.config).with_classifier(pretrained.classifier)
+    table = pretrained.model.config.names.with_classifier(pretrained.classifier)
     has_head = bool(pretrained.labels)
     causal_lm = bool(dict(pretrained.model.heads)["causal_lm"])
     prefixed = has_head or causal_lm or "masked_lm.bias" in params
@@ -67,7 +66,7 @@ def save_pretrained(pretrained: Pretrained, params: Params, directory: str | Pat
 
 def trained_config(pretrained: Pretrained) -> dict[str, Any]:
     """What config.json says of a model after training: the class that loads it, and the classes it tells apart."""
-    table = table_of(pretrained.model.config).with_classifier(pretrained.classifier)
+    table = pretrained.model.config.names.with_classifier(pretrained.classifier)
     config, heads = dict(pretrained.raw_config), dict(pretrained.model.heads)
     if pretrained.labels:
         config |= {
@@ -107,6 +106,6 @@ def save_adapter(
     config, before = trained_config(pretrained), read_config(pretrained.directory)[1]
     changes = {"model_type": before.get("model_type")} | {n: v for n, v in config.items() if before.get(n) != v}
     directory, base = Path(directory), Path(base).expanduser().resolve() if Path(base).expanduser().exists() else base
-    table = table_of(pretrained.model.config).with_classifier(pretrained.classifier)
+    table = pretrained.model.config.names.with_classifier(pretrained.classifier)
     write_adapter(pretrained.model, params, changed, table, directory, base=str(base), changes=changes)
     save_tokenizer(pretrained, directory)
