@@ -5,8 +5,8 @@ from typing import Any
 
 import griffe
 
-NAMED = re.compile(r"^((?:\w+, )*\w+): (?=\S)", re.MULTILINE)
-"""`name: what it is`, or several names, at the beginning of a line."""
+NAMED = re.compile(r"(?:^|(?<=\. ))((?:[a-z]\w*, )*[a-z]\w*): (?=\S)", re.MULTILINE)
+"""`name: what it is`, or several names, at the beginning of a line or after a full stop."""
 
 
 class Named(griffe.Extension):
@@ -15,4 +15,4 @@ class Named(griffe.Extension):
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         """Called once for every module, class, function and attribute."""
         if obj.docstring is not None:
-            obj.docstring.value = NAMED.sub(r"\n`\1`: ", obj.docstring.value)
+            obj.docstring.value = NAMED.sub(r"\n\n`\1`: ", obj.docstring.value)

@@ -33,7 +33,7 @@ NOT_OURS = ("peft", "tensorflow")  # make parity has them
 
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 HEREDOC = re.compile(r"^cat > (\S+) <<'END'\n(.*?)^END$", re.DOTALL | re.MULTILINE)
-VARIABLE = re.compile(r"^(\w+)=\"(.*?)\"", re.DOTALL | re.MULTILINE)
+VARIABLE = re.compile(r"^(\w+)=\"(.*?)\"", re.DOTALL | re.MULTILINE)  # may span lines
 
 
 def blocks(page):
@@ -41,15 +41,15 @@ def blocks(page):
     return BLOCK.findall(page.read_text(encoding="utf-8"))
 
 
-def commands(text):
-    """The words of each line of a block that is a command of ftjax, or has one after `--`."""
-    variables = dict(VARIABLE.findall(text))
+def commands(text, variables):
+    """(whether it is one to run here, words) of each line that is, or has after `--`, a command. variables: so far; added to."""
+    variables |= dict(VARIABLE.findall(text))
     for line in HEREDOC.sub("", text).replace("\\\n", " ").splitlines():
         line = re.sub(r"\$(\w+)", lambda found: variables.get(found[1], found[0]), line)
         if line.startswith("ftjax "):
-            yield shlex.split(line, comments=True)[1:]
-        elif " -- " in line and "experiments/tpu_vm" in line + variables.get("T", ""):
-            yield shlex.split(line.split(" -- ")[1], comments=True)
+            yield True, shlex.split(line, comments=True)[1:]
+        elif " -- " in line and line.startswith("python experiments/tpu_vm/tpu.py "):
+            yield False, shlex.split(line.split(" -- ")[1], comments=True)
 
 
 def stands_for_another(word):
@@ -112,7 +112,7 @@ def test_what_runs_with_other_libraries_runs(desk, tmp_path, monkeypatch):
 def run_page(page, desk, directory, monkeypatch):
     """Run its blocks; what was left out because a package is missing."""
     monkeypatch.chdir(directory)
-    left, names = [], {}
+    left, names, variables = [], {}, {}
     shutil.copytree(desk, directory, dirs_exist_ok=True)
     for language, text in blocks(page):
         if language == "python":
@@ -123,9 +123,9 @@ def run_page(page, desk, directory, monkeypatch):
         elif language == "sh":
             for file, content in HEREDOC.findall(text):
                 Path(file).write_text(content, encoding="utf-8")
-            for name, *words in commands(text):
+            for here, (name, *words) in commands(text, variables):
                 parsed(name, *words)
-                if name in PARSED or any(map(stands_for_another, words)):
+                if not here or name in PARSED or any(map(stands_for_another, words)):
                     continue
                 done = run_command(name, *words, cwd=directory)
                 if done.returncode == 2 and "pip install 'ftjax[" in done.stderr:
