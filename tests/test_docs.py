@@ -42,7 +42,7 @@ def blocks(page):
 
 
 def commands(text, variables):
-    """(whether it is one to run here, words) of each line that is, or has after `--`, a command. variables: so far; added to."""
+    """(whether to run it here, words) of each line that is a command, or has one after `--`. variables: so far; added to."""
     variables |= dict(VARIABLE.findall(text))
     for line in HEREDOC.sub("", text).replace("\\\n", " ").splitlines():
         line = re.sub(r"\$(\w+)", lambda found: variables.get(found[1], found[0]), line)
