@@ -62,7 +62,7 @@ format: .venv/installed
 	@.venv/bin/ruff check --fix . ; .venv/bin/ruff format .
 
 docs: .venv-docs/installed
-	@NO_MKDOCS_2_WARNING=1 PYTHONPATH=. .venv-docs/bin/mkdocs build --quiet && echo "build/site/index.html"
+	@NO_MKDOCS_2_WARNING=1 PYTHONPATH=. .venv-docs/bin/mkdocs build
 
 clean:
 	rm -rf .venv .venv-parity .venv-docs build/site .pytest_cache .ruff_cache .mypy_cache .hypothesis .xla-cache runs data *.egg-info

@@ -16,6 +16,8 @@ from ftjax.cli import COMMANDS, DESCRIPTION
 from ftjax.flags import help_of, overview
 
 ROOT = Path(__file__).resolve().parent.parent
+COPIED = ("CHANGELOG.md", "CONTRIBUTING.md")
+"""Pages of the repository's root that are pages of the site too, in lower case."""
 ELSEWHERE = re.compile(
     r"<(?:script|img|iframe|source)\b[^>]*\bsrc=.?(?:https?:)?//|<link\b[^>]*stylesheet[^>]*\bhref=.?(?:https?:)?//"
 )
@@ -24,7 +26,7 @@ ELSEWHERE = re.compile(
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the command line's help, the changelog and how to contribute."""
-    made = {"commands.md": commands(), "changelog.md": of_root("CHANGELOG.md"), "contributing.md": of_root("CONTRIBUTING.md")}
+    made = {"commands.md": commands()} | {name.lower(): of_root(name) for name in COPIED}
     for name, text in made.items():
         files.append(File.generated(config, name, content=text))
     return files
@@ -32,6 +34,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """A paragraph that is nothing but a link to a section of README becomes that section."""
+    for name in COPIED:
+        markdown = markdown.replace(f"](../{name}", f"]({name.lower()}")
     return re.sub(r"^\[[^\]]*\]\(\.\./README\.md#([\w-]+)\)$", lambda link: section(link[1]), markdown, flags=re.MULTILINE)
 
 
