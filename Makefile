@@ -4,12 +4,13 @@
 # make parity  the tests that compare with PyTorch and TensorFlow
 # make test-pythons  a short part of the tests on every other Python, 3.11 to 3.13, that this machine has
 # make lint    ruff and mypy                          make format  let ruff mend what it can
+# make docs    the documentation as a site, in build/site; fails on a broken link
 # make clean   remove the virtual environments and what demo and tests wrote
 # Every target sets up what it needs first, once.
 
 PYTHON ?= python3
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-pythons parity lint format clean
+.PHONY: help demo test test-long test-pythons parity lint format docs clean
 PIP = -m pip --quiet --disable-pip-version-check install
 
 help:
@@ -36,6 +37,13 @@ help:
 	@.venv-parity/bin/python $(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
+# A third one, small: the site is built from text alone.
+.venv-docs/installed: requirements/docs.txt
+	@echo "Setting up .venv-docs (some seconds) ..."
+	@$(PYTHON) -m venv --clear .venv-docs
+	@.venv-docs/bin/python $(PIP) --require-hashes -r requirements/docs.txt
+	@touch $@
+
 demo: .venv/installed
 	@.venv/bin/python experiments/demo.py
 
@@ -57,5 +65,8 @@ lint: .venv/installed
 format: .venv/installed
 	@.venv/bin/ruff check --fix . ; .venv/bin/ruff format .
 
+docs: .venv-docs/installed
+	@NO_MKDOCS_2_WARNING=1 PYTHONPATH=. .venv-docs/bin/mkdocs build
+
 clean:
-	rm -rf .venv .venv-parity .venv-3.* .pytest_cache .ruff_cache .mypy_cache .hypothesis .xla-cache runs data *.egg-info
+	rm -rf .venv .venv-parity .venv-docs .venv-3.* build/site .pytest_cache .ruff_cache .mypy_cache .hypothesis .xla-cache runs data *.egg-info
