@@ -2,6 +2,7 @@
 # make test    the test suite, without PyTorch        make test ARGS="-k partition"
 # make test-long  the tests that take long: whole runs killed, compared, spread over devices and processes
 # make parity  the tests that compare with PyTorch and TensorFlow
+# make test-pythons  a short part of the tests on every other Python, 3.11 to 3.13, that this machine has
 # make lint    ruff and mypy                          make format  let ruff mend what it can
 # make docs    the documentation as a site, in build/site; fails on a broken link
 # make clean   remove the virtual environments and what demo and tests wrote
@@ -9,7 +10,7 @@
 
 PYTHON ?= python3
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long parity lint format docs clean
+.PHONY: help demo test test-long test-pythons parity lint format docs clean
 PIP = -m pip --quiet --disable-pip-version-check install
 
 help:
@@ -52,6 +53,9 @@ test: .venv/installed
 test-long: .venv/installed
 	@.venv/bin/python -m pytest -n 2 --dist loadgroup -m "long and not parity" $(ARGS)
 
+test-pythons: .venv/installed
+	@.ci/pythons
+
 parity: .venv-parity/installed
 	@.venv-parity/bin/python -m pytest -m parity $(ARGS)
 
@@ -62,7 +66,7 @@ format: .venv/installed
 	@.venv/bin/ruff check --fix . ; .venv/bin/ruff format .
 
 docs: .venv-docs/installed
-	@PYTHONPATH=. .venv-docs/bin/mkdocs build --quiet && echo "build/site/index.html"
+	@NO_MKDOCS_2_WARNING=1 PYTHONPATH=. .venv-docs/bin/mkdocs build
 
 clean:
-	rm -rf .venv .venv-parity .venv-docs build/site .pytest_cache .ruff_cache .mypy_cache .hypothesis .xla-cache runs data *.egg-info
+	rm -rf .venv .venv-parity .venv-docs .venv-3.* build/site .pytest_cache .ruff_cache .mypy_cache .hypothesis .xla-cache runs data *.egg-info

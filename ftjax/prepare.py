@@ -23,7 +23,7 @@ from ftjax.parallel import Compiled, check_batch_size, parallel_step, pmap_step
 from ftjax.partition import count
 from ftjax.pretrained.adapter import check_adapter, locate
 from ftjax.pretrained.hub import model_directory
-from ftjax.pretrained.load import Pretrained, load_pretrained, read_config, saved_labels
+from ftjax.pretrained.load import Pretrained, check_cloze, load_pretrained, read_config, saved_labels
 from ftjax.sharding import DATA, FSDP, Layout, make_mesh, read_mesh
 from ftjax.stages import Stage, adapt, memory, new_heads, stages_of
 from ftjax.step import TrainState, apart, create_state, train_step
@@ -98,7 +98,7 @@ def prepare_data(config: TrainConfig, say: Say, buckets: tuple[int, ...] = ()) -
     model_config, raw_config, _ = read_config(directory, Path(config.adapter) if config.adapter else None)
     if config.max_length > model_config.max_length:
         raise InputError(f"--max-length {config.max_length} is longer than the model's {model_config.max_length} positions.")
-    task = task_class(config.task).of(config)
+    task = task_class(config.task).starting(config, raw_config)
     task.suits(model_config, config.model)
     train_rows, eval_rows, test_rows = read_rows(config, task)
     if config.labels_per_class:
@@ -123,7 +123,7 @@ def prepare_data(config: TrainConfig, say: Say, buckets: tuple[int, ...] = ()) -
 
     tokenizer = load_tokenizer(directory)
     vocabulary = Vocabulary.of(tokenizer, model_config.vocab_size)
-    task = task.with_vocabulary(vocabulary)
+    task = task.with_vocabulary(vocabulary).with_tokenizer(tokenizer, config.max_length, causal=model_config.causal)
     encoded = [task.encode(rows, tokenizer, config.max_length) for rows in train_rows]
     train = encoded[0] if len(encoded) == 1 else join(*encoded)
     held_out = [r if r is None else task.encode(r, tokenizer, config.max_length) for r in (eval_rows, test_rows)]
@@ -137,6 +137,12 @@ def prepare_data(config: TrainConfig, say: Say, buckets: tuple[int, ...] = ()) -
         notes += [f"{examples.truncated:,} cut to {config.max_length} tokens"] if examples.truncated else []
         say(f"{rows.source}: {len(rows.texts):,} rows" + (f" ({', '.join(notes)})" if notes else ""))
     labeled = int(train.labeled.sum())
+    about_others = [name for name, weight in config.losses if name in CLASS_LOSSES and not weight.is_zero]
+    if about_others and task.row_classes and labeled == len(train):
+        raise InputError(
+            f"--self-supervised-loss {about_others[0]} learns from rows without a label, and there are none: give "
+            "--unlabeled-file, or --labels-per-class to keep a few labels."
+        )
     labeled_rows = 0
     if 0 < labeled < len(train) and (config.supervised_weight or any(name in LABEL_LOSSES for name in names)):
         natural = (len(train) - labeled) / labeled
@@ -217,7 +223,8 @@ def prepare_model(config: TrainConfig, data: Data, layout: Layout) -> Pretrained
         config.model,
         adapter=config.adapter,
         labels=task.labels if "classifier" in needed else (),
-        classifier=task.classifier or config.classifier,
+        classifier="cloze" if task.cloze else task.classifier or config.classifier,
+        cloze=task.cloze,
         masked_lm="masked_lm" in needed,
         causal_lm="causal_lm" in needed,
         scan=config.scan_layers,
@@ -227,6 +234,9 @@ def prepare_model(config: TrainConfig, data: Data, layout: Layout) -> Pretrained
         put=functools.partial(layout.put, kept=True) if layout.cuts_frozen else None,
         from_scratch=config.from_scratch,
     )
+    makes = "causal-lm" if causal else "masked-lm"
+    if not config.from_scratch and not (config.adapt_epochs and any(text.startswith(makes) for text in config.adapt_loss)):
+        check_cloze(pretrained)
     told = task.notes()
     if causal and pretrained.raw_config.get("pad_token_id") is None:  # transformers' classifiers find the last token by it
         told["pad_token_id"] = data.pad_token_id

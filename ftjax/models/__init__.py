@@ -19,7 +19,7 @@ from flax import nnx
 from ftjax import zero
 from ftjax.models import nf4
 from ftjax.models.bert import BertConfig
-from ftjax.models.body import OF_TOKENS, Classifier, Config
+from ftjax.models.body import OF_TOKENS, Classifier, Cloze, Config
 from ftjax.models.distilbert import DistilBertConfig
 from ftjax.models.electra import ElectraConfig
 from ftjax.models.gemma import Gemma2Config, Gemma3Config
@@ -114,6 +114,16 @@ class Model:
         return dict(self.heads)["classifier"] in OF_TOKENS
 
     @property
+    def cloze(self) -> Cloze | None:
+        """The gap and the words of a classifier that reads them."""
+        return dict(self.heads)["cloze"]
+
+    @property
+    def template(self) -> tuple[int, int]:
+        """How many tokens at the beginning and at the end of every row are no text but a template's."""
+        return (0, 0) if self.cloze is None else (self.cloze.before, self.cloze.after)
+
+    @property
     def frozen_readout(self) -> bool:
         """Whether all layers are frozen and of the last one a single position is all that is read."""
         return self.prefix_layers == self.config.num_hidden_layers and not self.of_tokens
@@ -140,6 +150,7 @@ def build(
     masked_lm: bool = False,
     causal_lm: bool = False,
     scan: bool = False,
+    cloze: Cloze | None = None,
     precision: str = "float32",
     lora: Lora | None = None,
     in_4bit: tuple[str, ...] = (),
@@ -147,6 +158,7 @@ def build(
     """The model for a config with the heads asked for; nothing is allocated.
 
     classifier: the kind of classification head; None is the architecture's own.
+    cloze: what a classifier of that kind reads; the language model's head, which it needs, is then there in any case.
     scan: a decoder's layers run as one loop, which compiles in the same time however many they are; see `Decoder.scan`.
     precision: the dtype of the operands of every dot product, "float32" or "bfloat16"; all else is float32.
     """
@@ -154,9 +166,10 @@ def build(
         "num_labels": num_labels,
         "classifier": classifier or config.own_classifier,
         "pooler": pooler,
-        "masked_lm": masked_lm,
-        "causal_lm": causal_lm,
+        "masked_lm": masked_lm or (cloze is not None and not config.causal),
+        "causal_lm": causal_lm or (cloze is not None and config.causal),
         "scan": scan,
+        "cloze": cloze,
     }
     dtype = jnp.dtype(precision)
 

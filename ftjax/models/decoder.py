@@ -64,7 +64,7 @@ class DecoderConfig(Config):
     """The numbers of a decoder. layer_kinds: one a layer, or () for the family's own; see `kinds`."""
 
     parts: ClassVar[tuple[str, ...]] = ("decoder",)
-    classifiers: ClassVar[tuple[Classifier, ...]] = ("last-token",)
+    classifiers: ClassVar[tuple[Classifier, ...]] = ("last-token", "cloze")
     causal: ClassVar[bool] = True
     has_masked_lm: ClassVar[bool] = False
     dropout_fields: ClassVar[tuple[str, ...]] = ("attention_dropout", "residual_dropout", "embedding_dropout")
@@ -467,5 +467,7 @@ class NextTokenHead(nnx.Module):
         """What hidden states are multiplied by, (hidden, vocabulary)."""
         return body.vocabulary().T if self.kernel is None else self.kernel[...]
 
-    def __call__(self, hidden: jax.Array, matrix: jax.Array) -> jax.Array:
+    def __call__(self, hidden: jax.Array, matrix: jax.Array, tokens: jax.Array | None = None) -> jax.Array:
+        """tokens: int32 (n,), of which alone logits are wanted: (..., n)."""
+        matrix = matrix if tokens is None else matrix[:, tokens]
         return softcap(matmul(hidden, matrix, self.dtype), self.softcap)

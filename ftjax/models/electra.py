@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from ftjax.errors import InputError
 from ftjax.models.bert import BertConfig, encoder_names
-from ftjax.models.body import Pooling
+from ftjax.models.body import OF_TOKENS, Classifier, Pooling
 from ftjax.models.names import NameTable, dense
 
 NAMES = NameTable(
@@ -39,6 +39,7 @@ class ElectraConfig(BertConfig):
 
     model_type: ClassVar[str] = "electra"
     table: ClassVar[NameTable] = NAMES
+    classifiers: ClassVar[tuple[Classifier, ...]] = ("pooled", "first-token", "mean", *OF_TOKENS)
     pooling: ClassVar[Pooling] = Pooling(activation="gelu", dropout_before=True)
     has_masked_lm: ClassVar[bool] = False
 

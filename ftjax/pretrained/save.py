@@ -39,7 +39,8 @@ def save_pretrained(pretrained: Pretrained, params: Params, directory: str | Pat
     params = merge_lora(pretrained.model, params)
     tensors: dict[str, np.ndarray] = {}
     for ours, value in params.items():
-        if (ours in pretrained.new and not trained) or (ours.startswith(("masked_lm.", "lm_head.")) and trained and has_head):
+        unread = has_head and pretrained.model.cloze is None and ours.startswith(("masked_lm.", "lm_head."))
+        if unread if trained else ours in pretrained.new:
             continue
         theirs, transposed = table.theirs(ours)
         name = (theirs if prefixed else theirs.removeprefix(table.prefix)) if trained else pretrained.spelled[ours]
@@ -70,7 +71,7 @@ def trained_config(pretrained: Pretrained) -> dict[str, Any]:
     config, heads = dict(pretrained.raw_config), dict(pretrained.model.heads)
     if pretrained.labels:
         config |= {
-            "architectures": [table.classes[0]],
+            "architectures": [table.classes[0 if pretrained.model.cloze is None else 1]],
             "problem_type": pretrained.problem_type,
             "id2label": {str(i): label for i, label in enumerate(pretrained.labels)},
             "label2id": {label: i for i, label in enumerate(pretrained.labels)},
@@ -79,6 +80,8 @@ def trained_config(pretrained: Pretrained) -> dict[str, Any]:
             config.pop("ftjax_classifier", None)
         else:
             config["ftjax_classifier"] = pretrained.classifier  # no class of transformers has this head
+        if pretrained.model.cloze is None:
+            config.pop("ftjax_cloze", None)
     elif heads["masked_lm"] or heads["causal_lm"]:
         config["architectures"] = [table.classes[1]]
     return config
