@@ -71,5 +71,8 @@ def shown(text: str) -> str:
 
 
 def of_root(name: str) -> str:
-    """A page of the repository's root, whose links to docs/ stay within the site."""
-    return (ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](")
+    """A page of the repository's root as one of the site: links stay within it, and other files are named, not linked."""
+    text = (ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](")
+    for copied in COPIED:
+        text = text.replace(f"]({copied}", f"]({copied.lower()}")
+    return re.sub(r"\[([^\]]*)\]\(((?:experiments|ftjax|tests)/[^)]*)\)", r"\1 (`\2`)", text)

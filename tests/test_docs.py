@@ -147,8 +147,8 @@ def imported(text):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_link_path_and_target_that_a_page_names_is_there(page):
-    text = page.read_text(encoding="utf-8")
-    for link in re.findall(r"\]\(([^)\s]+)\)", BLOCK.sub("", text)):
+    prose = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose):
         if "://" in link:
             continue
         file, _, anchor = link.partition("#")
@@ -156,6 +156,7 @@ def test_every_link_path_and_target_that_a_page_names_is_there(page):
         made = {"commands.md", "changelog.md", "contributing.md"}  # docs/hooks.py writes them into the site
         assert target.exists() or target.name in made, link
         assert not anchor or anchor in anchors(target), link
+    text = prose + "".join(f"\n{text}" for language, text in blocks(page) if language == "sh")
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"(?:^|`)make ([\w-]+)", text, re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
