@@ -165,9 +165,10 @@ def test_every_link_path_and_target_that_a_page_names_is_there(page):
 
 
 def anchors(page):
-    """What GitHub and the site call its headings."""
+    """What GitHub and the site call its headings, or the name that a heading gives itself: `{ #name }`."""
     headings = re.findall(r"^#+ (.*)$", BLOCK.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    named = re.findall(r"\{ #([\w-]+) \}$", "\n".join(headings), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings} | {*named}
 
 
 def test_results_in_readme_are_those_of_the_evidence():
