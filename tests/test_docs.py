@@ -74,7 +74,7 @@ def desk(tmp_path_factory, minilm):
     desk = tmp_path_factory.mktemp("desk")
     for name in ("bert-base-uncased", "minilm", "decoder"):
         (desk / name).mkdir()
-    config = {"max_position_embeddings": 128, "num_hidden_layers": 12}
+    config = {"max_position_embeddings": 128, "num_hidden_layers": 4}
     write_tiny_bert(desk / "bert-base-uncased", minilm, config=config, pooler=True, masked_lm=True)
     write_tiny_bert(desk / "minilm", minilm, config={"max_position_embeddings": 128}, pooler=True)
     write_decoder(desk / "decoder", FAMILIES["llama"] | {"max_position_embeddings": 256})
