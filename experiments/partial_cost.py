@@ -15,7 +15,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import demo
 import reviews
 
 CHOICES = {  # spec: peak learning rate; larger the less is trained, the same for ftjax and PyTorch, not tuned further
@@ -119,7 +118,7 @@ if __name__ == "__main__":
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     files = reviews.write(Path("data/reviews"))
-    files["train"] = demo.sample(files["train"], options.examples)
+    files["train"] = reviews.sample(files["train"], options.examples)
     ours: dict[str, list[dict]] = {}
     lines = []
     for spec in options.choices:

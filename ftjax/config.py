@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from ftjax.descriptions import Descriptions, check_descriptions, check_template, described
 from ftjax.errors import InputError, did_you_mean
 from ftjax.tasks import TASKS, task_class
 from ftjax.weight import Weight, parse_weight
@@ -28,20 +29,26 @@ ExportFormat = Literal["huggingface", "adapter", "stablehlo", "savedmodel"]
 TaskName = Literal[*TASKS]  # type: ignore[valid-type]
 Augmentation = Literal["token-dropout", "token-mask", "span-deletion", "word-swap", "dropout"]
 
-DEFAULT_WEIGHTS = {
-    "masked-lm": "0.1",
-    "causal-lm": "0.1",
-    "contrastive": "0.1",
-    "label-pairs": "1",
-    "consistency": "1",
-    "pseudo-label": "1",
-    "entropy": "0.1",
+
+class Auxiliary(typing.NamedTuple):
+    """A self-supervised loss. weight: λ unless one is given. about: texts alone, the classes predicted or the labels given."""
+
+    weight: str
+    about: Literal["texts", "classes", "labels"] = "texts"
+
+
+AUXILIARIES = {
+    "masked-lm": Auxiliary("0.1"),
+    "causal-lm": Auxiliary("0.1"),
+    "contrastive": Auxiliary("0.1"),
+    "label-pairs": Auxiliary("1", about="labels"),
+    "consistency": Auxiliary("1", about="classes"),
+    "pseudo-label": Auxiliary("1", about="classes"),
+    "entropy": Auxiliary("0.1", about="classes"),
 }
-"""The self-supervised losses, and the weight that each has unless one is given."""
-CLASS_LOSSES = ("consistency", "pseudo-label", "entropy")
-"""Those that are about the classes predicted."""
-LABEL_LOSSES = ("label-pairs",)
-"""Those that are about the labels given."""
+"""--self-supervised-loss. `entropy` is `LOSS` of the module `ftjax.objectives.entropy`, see `ftjax.objective.loss_of`."""
+CLASS_LOSSES = tuple(name for name, loss in AUXILIARIES.items() if loss.about == "classes")
+LABEL_LOSSES = tuple(name for name, loss in AUXILIARIES.items() if loss.about == "labels")
 
 MOST_SECONDS = 1e6  # what a timer takes
 
@@ -116,10 +123,18 @@ class TrainConfig:
     """question-answering: tokens that the windows of a context longer than --max-length have in common. Default: a third of
     --max-length."""
 
-    classifier: Literal["pooled", "first-token", "last-token", "mean"] | None = None
+    classifier: Literal["pooled", "first-token", "last-token", "mean", "cloze"] | None = None
     """Head: pooled is transformers' BertForSequenceClassification; first-token and last-token are a linear layer on that
-    token's last hidden state, mean one on the average of all, which suits sentence encoders. Default: the model's own, pooled
+    token's last hidden state, mean one on the average of all, which suits sentence encoders; cloze has none of its own but asks
+    the language model which class's word (--description) stands in --template after the text. Default: the model's own, pooled
     for encoders, last-token for decoders."""
+    template: str | None = None
+    """cloze: what every text is put into, with {text} and {label}; a long text is cut, the template never. Default: "{text} It
+    was {label}."; of a decoder, whose template must end with {label}, "{text}\\nIt was {label}"."""
+    description: tuple[str, ...] = ()
+    """cloze: the word for a class, one token of the model: LABEL=WORD, as often as wanted; several of a class are averaged."""
+    descriptions_file: Path | None = None
+    """cloze: the same as a JSON file: {"LABEL": ["WORD", ...], ...}."""
     self_supervised_loss: tuple[str, ...] = ("masked-lm",)
     """L_self, one or more of masked-lm (encoders), causal-lm (decoders), contrastive, label-pairs, consistency, pseudo-label
     and entropy, each with a weight of its own if wanted: masked-lm=0.1 consistency=linear:0->1."""
@@ -243,6 +258,11 @@ class TrainConfig:
     """Besides TensorBoard, send the numbers of metrics.jsonl to wandb (Weights & Biases), trackio or both."""
     tracker_project: str = "ftjax"
     """What --tracker calls the project."""
+    push_to_hub: str | None = None
+    """At the end, upload --output/model to this repository of the Hugging Face hub, OWNER/NAME; with the token of hf auth
+    login or HF_TOKEN."""
+    private: bool = False
+    """Make the repository of --push-to-hub private, if it is new."""
     nonfinite: Literal["stop", "skip"] = "stop"
     """A loss or gradient that is not finite: stop the run, or skip that step's update and count it."""
     write_timeout: float = 1800.0
@@ -275,6 +295,14 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise InputError(f"{flag(name)} {value}: must be 0 or a positive number.")
+        if self.classifier == "cloze":
+            if self.task != TASKS[0]:
+                raise InputError(f"--classifier cloze: is for --task {TASKS[0]}, not {self.task}.")
+            if self.template is not None:
+                check_template(self.template)
+            check_descriptions(self.label_words)
+        elif given := [name for name in CLOZE if getattr(self, name) != plain[name]]:
+            raise InputError(f"{flag(given[0])} needs --classifier cloze.")
         if not 0 < self.write_timeout <= MOST_SECONDS:
             raise InputError(f"--write-timeout {self.write_timeout}: must be a positive number of seconds, such as 1800.")
         for name in ("dropout", "lora_dropout"):
@@ -371,6 +399,11 @@ class TrainConfig:
         return found
 
     @property
+    def label_words(self) -> Descriptions:
+        """The words of a cloze, by class."""
+        return described(self.description, self.descriptions_file)
+
+    @property
     def losses(self) -> tuple[tuple[str, Weight], ...]:
         """The self-supervised losses and their weights λ; none of the other methods."""
         if self.method != "self-supervised":
@@ -384,6 +417,8 @@ class TrainConfig:
         return dataclasses.replace(
             self,
             output=self.output / "adaptation",
+            classifier=None if self.classifier == "cloze" else self.classifier,  # texts as they are
+            **{name: plain[name] for name in CLOZE},
             method="self-supervised",
             train_parameters=None,
             unfreeze=(),
@@ -401,6 +436,7 @@ class TrainConfig:
             metric=None,
             early_stopping=None,
             adapt_epochs=0,
+            push_to_hub=None,
         )
 
     @property
@@ -457,6 +493,8 @@ SELF_SUPERVISED = (
 """Settings that only --method self-supervised has a use for."""
 LOW_RANK = ("lora_dropout", "dora", "base_bits", "export_format")
 """Settings that only a choice of what trains has a use for."""
+CLOZE = ("template", "description", "descriptions_file")
+"""Settings that only --classifier cloze has a use for."""
 ADAPTATION = ("unlabeled_file", "mask_probability", "mask_whole_words", "mask_once", "contrastive_temperature")
 """Those of them that an adaptation before any method uses."""
 
@@ -466,12 +504,12 @@ def read_losses(asked: Sequence[str], default: str | None, where: str) -> tuple[
     found: dict[str, Weight] = {}
     for text in asked:
         name, equals, weight = text.partition("=")
-        if name not in DEFAULT_WEIGHTS:
-            near = did_you_mean(name, DEFAULT_WEIGHTS)
-            raise InputError(f"{where} {name}: unknown; known are {', '.join(DEFAULT_WEIGHTS)}.{near}")
+        if name not in AUXILIARIES:
+            near = did_you_mean(name, AUXILIARIES)
+            raise InputError(f"{where} {name}: unknown; known are {', '.join(AUXILIARIES)}.{near}")
         if name in found:
             raise InputError(f"{where}: {name} is given twice.")
-        chosen = weight if equals else str(default if default is not None else DEFAULT_WEIGHTS[name])
+        chosen = weight if equals else str(default if default is not None else AUXILIARIES[name].weight)
         found[name] = parse_weight(chosen, f"{where} {name}" if equals else "--self-supervised-weight")
     return tuple(found.items())
 
@@ -506,6 +544,8 @@ class CompareConfig(TrainConfig):
     """
 
     method: Annotated[Method, tyro.conf.Suppress] = "full"  # set for each run in turn
+    push_to_hub: Annotated[str | None, tyro.conf.Suppress] = None  # ftjax export shares the best of them
+    private: Annotated[bool, tyro.conf.Suppress] = False
     methods: Annotated[tuple[Method, ...], listed(read_method, "METHOD,...")] = METHODS
     """Which methods, in which order. --train-parameters is for partial; the self-supervised flags for that method."""
     learning_rate: Rates = (5e-5,)  # type: ignore[assignment]  # a run has one of them
@@ -591,6 +631,9 @@ class StepConfig(TrainConfig):
     label_column: Annotated[str | None, Hidden] = None
     window_overlap: Annotated[int | None, Hidden] = None
     labels_per_class: Annotated[int | None, Hidden] = None
+    template: Annotated[str | None, Hidden] = None
+    description: Annotated[tuple[str, ...], Hidden] = ()
+    descriptions_file: Annotated[Path | None, Hidden] = None
     unlabeled_ratio: Annotated[float | None, Hidden] = None
     adapt_epochs: Annotated[int, Hidden] = 0
     adapt_loss: Annotated[tuple[str, ...], Hidden] = ("masked-lm",)
@@ -613,6 +656,8 @@ class StepConfig(TrainConfig):
     tracker: Annotated[tuple[Tracker, ...], Hidden] = ()
     tracker_project: Annotated[str, Hidden] = "ftjax"
     write_timeout: Annotated[float, Hidden] = 1800.0
+    push_to_hub: Annotated[str | None, Hidden] = None
+    private: Annotated[bool, Hidden] = False
     num_labels: int = 2
     """Classes of the head, where --model names none."""
 

@@ -35,7 +35,18 @@ GROUPS = {
         *("text_pair_column", "label_column", "labels_per_class", "max_length", "max_target_length", "window_overlap", "task"),
     ),
     "What trains": (
-        *("classifier", "unfreeze", "layer_decay", "lora_alpha", "lora_targets", "dropout", "frozen_dropout"),
+        *(
+            "classifier",
+            "template",
+            "description",
+            "descriptions_file",
+            "unfreeze",
+            "layer_decay",
+            "lora_alpha",
+            "lora_targets",
+            "dropout",
+            "frozen_dropout",
+        ),
         *("partial_learning_rate", "from_scratch", "lora_dropout", "dora", "adapter"),
     ),
     "Optimisation": (
@@ -54,7 +65,7 @@ GROUPS = {
     "Devices and hosts": (*("mesh", "parallel", "coordinator_address", "process_count", "process_index", "process_timeout"),),
     "The run itself": (
         *("resume", "config", "tracker", "tracker_project", "log_every", "save_every", "nonfinite", "write_timeout"),
-        *("export_format", "json"),
+        *("export_format", "push_to_hub", "private", "json"),
     ),
 }
 """Where the help of a command with many flags shows each of them; those named nowhere come last."""

@@ -69,6 +69,11 @@ class Predictor:
         tokenizer = load_tokenizer(directory)
         task = kind.saved(settings, raw_config, pretrained.labels)
         task = task.with_vocabulary(Vocabulary.of(tokenizer, config.vocab_size))
+        task = task.with_tokenizer(tokenizer, max_length, causal=config.causal)
+        if task.cloze != pretrained.model.cloze:
+            raise InputError(
+                f"{model}: the words or the template in config.json (ftjax_cloze) are other tokens to its tokenizer."
+            )
         return cls(task, pretrained, tokenizer, max_length, batch_size)
 
     def outputs(self, rows: Rows) -> tuple[Outputs, Examples]:

@@ -39,6 +39,7 @@ from ftjax.parallel import Compiled
 from ftjax.partition import count
 from ftjax.prefix import Attach, FrozenPrefix, Limits, prefix_step, unchanged
 from ftjax.prepare import Run, prepare
+from ftjax.pretrained import hub
 from ftjax.pretrained.tensors import read_json
 from ftjax.report.formats import duration, memory
 from ftjax.stall import within
@@ -110,10 +111,13 @@ def fit(
     start = time.perf_counter()
     machine.reset_peak_memory()
     config.check()
+    if config.push_to_hub is not None:
+        hub.check_push(config.push_to_hub)
     resuming = rundir.check(config)
     processes.wait_for_all(f"--output {config.output}")  # the first one writes there from now on
     if resuming and (config.output / "result.json").is_file():
         terminal.say(f"{config.output}: this run is complete; nothing to do.")
+        share(config, terminal)
         return json.loads((config.output / "result.json").read_text(encoding="utf-8"))
     programs = {} if programs is None else programs
     inputs = digest.of_inputs(config)
@@ -126,7 +130,15 @@ def fit(
                 config.output.mkdir(parents=True, exist_ok=True)
         processes.wait_for_all(f"directory of --output {config.output}")
         with rundir.disk_errors(config.output), rundir.owned(config.output) if processes.is_first() else nullcontext():
-            return _fit(config, terminal, run, inputs, resuming, start, programs, score_test, shared)
+            result = _fit(config, terminal, run, inputs, resuming, start, programs, score_test, shared)
+    share(config, terminal)
+    return result
+
+
+def share(config: TrainConfig, terminal: Terminal) -> None:
+    """Upload a finished run's model where --push-to-hub asks for that. InputError where the hub does not take it."""
+    if config.push_to_hub is not None and processes.is_first():
+        terminal.say(f"On the hub: {hub.push(config.output / 'model', config.push_to_hub, private=config.private)}")
 
 
 def _fit(
@@ -157,7 +169,7 @@ def _fit(
     with _signals() as stopped:
         session = Session(run, terminal, time.perf_counter() - loading, stopped, programs)
         if config.tracker and processes.is_first():
-            session.log.trackers = Trackers(config, read_json(config.output / "config.json"))
+            session.log.trackers = Trackers(config, read_json(config.output / "config.json"), terminal.say)
         return session.run_all(adaptation, score_test=score_test)
 
 

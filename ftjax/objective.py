@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol, Self
 
@@ -12,10 +13,8 @@ from ftjax.errors import InputError
 from ftjax.models import Model
 from ftjax.objectives import Loss, Objective, Term
 from ftjax.objectives.augment import Augmentation, Identity, SpanDeletion, TokenDropout, WordSwap
-from ftjax.objectives.causal_lm import CausalLM
 from ftjax.objectives.consistency import Consistency
 from ftjax.objectives.contrastive import DropoutPairs, LabelPairs
-from ftjax.objectives.entropy import Entropy
 from ftjax.objectives.masked_lm import MaskedLM, wordpiece_continuations
 from ftjax.objectives.pseudo_label import PseudoLabel
 from ftjax.objectives.schedule import over
@@ -63,7 +62,7 @@ def objective(config: TrainConfig, task: Task, vocabulary: Vocabulary, model: Mo
         if name in (*CLASS_LOSSES, *LABEL_LOSSES) and not labeled:
             raise InputError(f"--self-supervised-loss {name} needs some rows with a label, and there are none.")
         if not weight.is_zero:
-            loss = LOSSES[name](config, vocabulary, model)
+            loss = loss_of(name, config, vocabulary, model)
             terms.append(Term(name.replace("-", "_"), over(weight, steps), loss))
     if not terms:
         raise InputError("No row has a label and no self-supervised loss has a weight: there is nothing to learn from.")
@@ -100,43 +99,50 @@ def masked_lm(config: Masking, vocabulary: Vocabulary, model: Model) -> MaskedLM
     )
 
 
-def augmentation(config: TrainConfig, vocabulary: Vocabulary) -> Augmentation:
-    """The other view of a row."""
+def augmentation(config: TrainConfig, vocabulary: Vocabulary, template: tuple[int, int]) -> Augmentation:
+    """The other view of a row, whose template stays as it is."""
     special, probability, pad = vocabulary.special_ids, config.augmentation_probability, vocabulary.pad_token_id
     match config.augmentation:
         case "dropout":
             return Identity()
         case "token-dropout":
-            return TokenDropout(special, probability, pad_token_id=pad)
+            return TokenDropout(special, probability, pad_token_id=pad, template=template)
         case "token-mask":
             if vocabulary.mask_token_id is None:
                 raise InputError(f"{config.model}: its tokenizer has no mask token; take --augmentation token-dropout.")
-            return TokenDropout(special, probability, vocabulary.mask_token_id, pad)
+            return TokenDropout(special, probability, vocabulary.mask_token_id, pad, template)
         case "span-deletion":
-            return SpanDeletion(special, probability, pad)
+            return SpanDeletion(special, probability, pad, template)
         case "word-swap":
-            return WordSwap(special, probability)
+            return WordSwap(special, probability, template)
 
 
 def consistency(config: TrainConfig, vocabulary: Vocabulary, model: Model) -> Loss:
     """UDA's, on rows without a label."""
     sure = 0.0 if config.confidence is None else config.confidence
-    return Consistency(model, augmentation(config, vocabulary), config.sharpening, sure)
+    return Consistency(model, augmentation(config, vocabulary, model.template), config.sharpening, sure)
 
 
 def pseudo_label(config: TrainConfig, vocabulary: Vocabulary, model: Model) -> Loss:
     """FixMatch's, on rows without a label."""
     sure = 0.95 if config.confidence is None else config.confidence
-    return PseudoLabel(model, augmentation(config, vocabulary), threshold=sure)
+    return PseudoLabel(model, augmentation(config, vocabulary, model.template), threshold=sure)
 
 
-LOSSES: dict[str, Callable[[TrainConfig, Vocabulary, Model], Loss]] = {
+FROM_SETTINGS: dict[str, Callable[[TrainConfig, Vocabulary, Model], Loss]] = {
     "masked-lm": masked_lm,
-    "causal-lm": lambda config, vocabulary, model: CausalLM(model),
     "contrastive": lambda config, vocabulary, model: DropoutPairs(model, temperature=config.contrastive_temperature),
     "label-pairs": lambda config, vocabulary, model: LabelPairs(model),
     "consistency": consistency,
     "pseudo-label": pseudo_label,
-    "entropy": lambda config, vocabulary, model: Entropy(model),
 }
-"""The self-supervised losses by their names on the command line."""
+"""The self-supervised losses that settings have a say in, or that share a module."""
+
+
+def loss_of(name: str, config: TrainConfig, vocabulary: Vocabulary, model: Model) -> Loss:
+    """The self-supervised loss of a name in `config.AUXILIARIES`: made from settings, or else `LOSS` of its module, of the
+    model alone.
+    """
+    if name in FROM_SETTINGS:
+        return FROM_SETTINGS[name](config, vocabulary, model)
+    return importlib.import_module(f"ftjax.objectives.{name.replace('-', '_')}").LOSS(model)

@@ -23,7 +23,7 @@ from ftjax.parallel import Compiled, check_batch_size, parallel_step, pmap_step
 from ftjax.partition import count
 from ftjax.pretrained.adapter import check_adapter, locate
 from ftjax.pretrained.hub import model_directory
-from ftjax.pretrained.load import Pretrained, load_pretrained, read_config, saved_labels
+from ftjax.pretrained.load import Pretrained, check_cloze, load_pretrained, read_config, saved_labels
 from ftjax.sharding import DATA, FSDP, Layout, make_mesh, read_mesh
 from ftjax.shares import encoded as encode_shared
 from ftjax.stages import Stage, adapt, memory, new_heads, stages_of
@@ -102,7 +102,7 @@ def prepare_data(config: TrainConfig, say: Say, buckets: tuple[int, ...] = (), s
     model_config, raw_config, _ = read_config(directory, Path(config.adapter) if config.adapter else None)
     if config.max_length > model_config.max_length:
         raise InputError(f"--max-length {config.max_length} is longer than the model's {model_config.max_length} positions.")
-    task = task_class(config.task).of(config)
+    task = task_class(config.task).starting(config, raw_config)
     task.suits(model_config, config.model)
     train_rows, eval_rows, test_rows = read_rows(config, task)
     if config.labels_per_class:
@@ -127,7 +127,7 @@ def prepare_data(config: TrainConfig, say: Say, buckets: tuple[int, ...] = (), s
 
     tokenizer = load_tokenizer(directory)
     vocabulary = Vocabulary.of(tokenizer, model_config.vocab_size)
-    task = task.with_vocabulary(vocabulary)
+    task = task.with_vocabulary(vocabulary).with_tokenizer(tokenizer, config.max_length, causal=model_config.causal)
 
     def encode(rows: Rows) -> Examples:
         return task.encode(rows, tokenizer, config.max_length)
@@ -145,6 +145,12 @@ def prepare_data(config: TrainConfig, say: Say, buckets: tuple[int, ...] = (), s
         notes += [f"{examples.truncated:,} cut to {config.max_length} tokens"] if examples.truncated else []
         say(f"{rows.source}: {len(rows.texts):,} rows" + (f" ({', '.join(notes)})" if notes else ""))
     labeled = int(train.labeled.sum())
+    about_others = [name for name, weight in config.losses if name in CLASS_LOSSES and not weight.is_zero]
+    if about_others and task.row_classes and labeled == len(train):
+        raise InputError(
+            f"--self-supervised-loss {about_others[0]} learns from rows without a label, and there are none: give "
+            "--unlabeled-file, or --labels-per-class to keep a few labels."
+        )
     labeled_rows = 0
     if 0 < labeled < len(train) and (config.supervised_weight or any(name in LABEL_LOSSES for name in names)):
         natural = (len(train) - labeled) / labeled
@@ -225,7 +231,8 @@ def prepare_model(config: TrainConfig, data: Data, layout: Layout) -> Pretrained
         config.model,
         adapter=config.adapter,
         labels=task.labels if "classifier" in needed else (),
-        classifier=task.classifier or config.classifier,
+        classifier="cloze" if task.cloze else task.classifier or config.classifier,
+        cloze=task.cloze,
         masked_lm="masked_lm" in needed,
         causal_lm="causal_lm" in needed,
         scan=config.scan_layers,
@@ -235,6 +242,9 @@ def prepare_model(config: TrainConfig, data: Data, layout: Layout) -> Pretrained
         put=functools.partial(layout.put, kept=True) if layout.cuts_frozen else None,
         from_scratch=config.from_scratch,
     )
+    makes = "causal-lm" if causal else "masked-lm"
+    if not config.from_scratch and not (config.adapt_epochs and any(text.startswith(makes) for text in config.adapt_loss)):
+        check_cloze(pretrained)
     told = task.notes()
     if causal and pretrained.raw_config.get("pad_token_id") is None:  # transformers' classifiers find the last token by it
         told["pad_token_id"] = data.pad_token_id
@@ -330,8 +340,9 @@ def layout_of(
     else:
         sizes = read_mesh(config.mesh, len(devices), jax.process_count())
     layout = Layout(make_mesh(sizes, devices), zero1=config.sharding == "zero1" and config.parallel == "jit")
-    if layout.tensor > 1 and devices[0].platform == "cpu":
-        # Read from the cache of compiled programs, one of many collectives leaves devices of a CPU waiting for each other
+    if devices[0].platform == "cpu" and (layout.tensor > 1 or jax.process_count() > 1):
+        # Read from the cache of compiled programs, one of many collectives leaves devices of a CPU waiting for each other:
+        # with a tensor axis, and in several processes, of which the first alone writes to the cache
         jax.config.update("jax_enable_compilation_cache", False)
         reset_cache()  # or JAX goes by what it was when first used
     if config.parallel == "pmap" and (layout.mesh.size > layout.mesh.shape[DATA] or jax.process_count() > 1):

@@ -21,6 +21,7 @@ from ftjax.trackers import Trackers
 
 FREE = (
     *("output", "resume", "json", "log_every", "save_every", "write_timeout", "tracker", "tracker_project"),
+    *("push_to_hub", "private"),
     *("mesh", "sharding", "parallel", "remat", "coordinator_address", "process_count", "process_index", "process_timeout"),
     *("prefix_cache", "prefix_cache_memory_gb", "prefix_cache_disk_gb", "prefix_cache_dir"),
 )

@@ -214,7 +214,10 @@ def apart(step: Callable[..., Any]) -> Callable[[TrainState, Params, Batch], tup
 
 def looked_up(objective: Objective, cuts: zero.Cuts) -> set[str]:
     """Cut parameters that the model can do with this device's part of: word embeddings, unless their matrix is read whole."""
-    if any(getattr(term.loss, "reads_vocabulary", False) for term in objective):
+    if any(
+        getattr(term.loss, "reads_vocabulary", False) or getattr(getattr(term.loss, "model", None), "cloze", None)
+        for term in objective
+    ):
         return set()
     return {name for name, at in cuts.items() if name.endswith(".embeddings.word.embedding") and at == 1}
 

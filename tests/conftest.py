@@ -33,8 +33,8 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 from ftjax.models import build, nf4  # noqa: E402
+from ftjax.models.bert import NAMES as BERT  # noqa: E402
 from ftjax.models.bert import BertConfig  # noqa: E402
-from ftjax.pretrained.names import BERT  # noqa: E402
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -78,9 +78,9 @@ def tiny_mlm(tmp_path_factory, minilm) -> Path:
     return write_tiny_bert(tmp_path_factory.mktemp("tiny-mlm"), minilm, masked_lm=True)
 
 
-def write_tiny_bert(directory: Path, tokenizer: Path, **heads: bool) -> Path:
-    """A tiny random BERT with these heads, as transformers would save it."""
-    config = tiny_config(vocab_size=30522, max_position_embeddings=64)
+def write_tiny_bert(directory: Path, tokenizer: Path, *, config: dict | None = None, **heads: bool) -> Path:
+    """A tiny random BERT with these heads, as transformers would save it. config: what differs from `tiny_config`."""
+    config = tiny_config(**{"vocab_size": 30522, "max_position_embeddings": 64} | (config or {}))
     tensors = {}
     for name, value in random_params(build(config, **heads), scale=0.05).items():
         theirs, transposed = BERT.theirs(name)

@@ -10,7 +10,6 @@ from conftest import random_params
 from safetensors.numpy import save_file
 
 from ftjax.models import CONFIGS, build
-from ftjax.pretrained.names import TABLES
 
 SMALL = {
     "vocab_size": 96,
@@ -66,7 +65,7 @@ def write_decoder(directory, raw, *, labels=None, causal_lm=True, prefixed=True,
     """A directory as Hugging Face writes it; returns its tensors."""
     config = CONFIGS[raw["model_type"]].from_dict(raw, "config.json")
     model = build(config, causal_lm=causal_lm, num_labels=labels and len(labels))
-    table = TABLES[raw["model_type"]]
+    table = CONFIGS[raw["model_type"]].table
     tensors = {}
     for ours, value in random_params(model, seed=seed, scale=0.2).items():
         theirs, transposed = table.theirs(ours)

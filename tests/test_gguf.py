@@ -16,7 +16,6 @@ from ftjax.generate import Sampling, TextGenerator
 from ftjax.models import CONFIGS, build
 from ftjax.pretrained import load_pretrained, save_pretrained
 from ftjax.pretrained.gguf import NAMES, read
-from ftjax.pretrained.names import TABLES
 
 gguf = pytest.importorskip("gguf")
 
@@ -81,7 +80,7 @@ def write_gguf(path, tensors, metadata=METADATA, *, quantised=("ffn_up",)):
 
 def tiny_tensors(params, heads=RAW["num_attention_heads"], shared=RAW["num_key_value_heads"]):
     """Our parameters as llama.cpp's converter writes them: queries and keys pair by pair."""
-    table, back, found = TABLES["llama"], {theirs: ours for ours, theirs in NAMES.items()}, {}
+    table, back, found = CONFIGS["llama"].table, {theirs: ours for ours, theirs in NAMES.items()}, {}
     for ours, value in params.items():
         theirs, transposed = table.theirs(ours)
         array = np.asarray(value).T if transposed else np.asarray(value)

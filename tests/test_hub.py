@@ -237,3 +237,20 @@ def test_a_push_that_cannot_be_is_refused_before_anything_is_done(tmp_path, monk
     assert "--push-to-hub a/b/c: no name of a repository" in fail(capsys, *arguments, "a/b/c")
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
     assert "nobody is logged in" in fail(capsys, *arguments, "someone/mine")
+
+
+def test_a_run_is_pushed_when_it_ends_and_again_when_that_failed(taking_hub, tiny_bert, few_reviews, tmp_path):
+    endpoint, made, taken = taking_hub
+    run = "import sys; from ftjax.cli import main; main(sys.argv[1:])"
+    arguments = ["train", "--model", tiny_bert, "--train-file", few_reviews["train"], "--output", tmp_path / "run"]
+    arguments += ["--epochs", 1, "--max-length", 64, "--batch-size", 8, "--buckets", 1, "--push-to-hub", "someone/mine"]
+    arguments += ["--method", "partial", "--train-parameters", "head", "--private", "--resume"]
+    done = in_its_own_process(run, endpoint, tmp_path / "home", *arguments)
+    assert done.returncode == 2 and "nobody is logged in" in done.stderr and not (tmp_path / "run").exists()
+    done = in_its_own_process(run, "http://127.0.0.1:9", tmp_path / "home", *arguments, HF_TOKEN=TOKEN)
+    assert done.returncode == 2 and "the hub did not take it" in done.stderr and (tmp_path / "run" / "result.json").exists()
+    done = in_its_own_process(run, endpoint, tmp_path / "home", *arguments, HF_TOKEN=TOKEN)
+    assert done.returncode == 0 and f"On the hub: {endpoint}/someone/mine" in done.stderr, done.stderr
+    assert taken == {path.name: path.read_bytes() for path in (tmp_path / "run" / "model").iterdir()}
+    assert made[-1].get("visibility") == "private" or made[-1].get("private") is True
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]

@@ -123,8 +123,8 @@ def test_gradients_of_the_classification_loss(tmp_path):
     import jax
     import torch
 
+    from ftjax.models.bert import NAMES as BERT
     from ftjax.objectives.classification import Classification
-    from ftjax.pretrained.names import BERT
 
     theirs = random_bert("BertForSequenceClassification", num_labels=2)
     theirs.save_pretrained(tmp_path)
@@ -143,3 +143,63 @@ def test_gradients_of_the_classification_loss(tmp_path):
         reference = expected[their_name].grad.numpy()
         reference = reference.T if transposed else reference
         assert np.abs(np.asarray(gradient) - reference).max() <= 1e-4 * max(np.abs(reference).max(), 1e-2), name
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "mpnet"])
+def test_a_cloze_reads_the_masked_lm_in_the_gap_trains_as_pytorch_and_goes_back(family, tmp_path):
+    import jax
+    import torch
+    import transformers
+    from families import ENCODERS
+
+    from ftjax.models.body import Cloze
+    from ftjax.objectives.classification import Classification, class_logits
+
+    torch.manual_seed(0)
+    name, sizes = ENCODERS[family]
+    theirs = getattr(transformers, f"{name}ForMaskedLM")(getattr(transformers, f"{name}Config")(**sizes)).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    theirs.save_pretrained(tmp_path / "theirs")
+    rng, lengths = np.random.default_rng(0), np.array([17, 11, 8, 14])
+    mask = (np.arange(17) < lengths[:, None]).astype(np.int32)
+    ids = np.where(mask, rng.integers(5, 90, mask.shape), sizes["pad_token_id"]).astype(np.int32)
+    labels, words = np.array([0, 1, 1, 0], np.int32), ((7, 9), (11,))
+
+    def torch_classes(model):
+        inputs = {"input_ids": torch.tensor(ids).long(), "attention_mask": torch.tensor(mask).long()}
+        at_gap = model(**inputs).logits[torch.arange(4), torch.tensor(lengths - 3)]
+        return torch.stack([at_gap[:, list(tokens)].mean(-1) for tokens in words], -1)
+
+    expected = torch_classes(theirs)
+    torch.nn.functional.cross_entropy(expected, torch.tensor(labels).long()).backward()
+    cloze = Cloze(words, before=1, after=4, gap=-3)
+    loaded = load_pretrained(tmp_path / "theirs", labels=("no", "yes"), classifier="cloze", cloze=cloze)
+    assert loaded.new == ()
+    batch = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+    found = np.asarray(class_logits(loaded.model, loaded.params, batch, None))
+    expected = expected.detach().numpy()
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+    def loss(params):
+        rows = batch | {"labels": labels, "example_ids": np.arange(4)}
+        (total, weight), _ = Classification(loaded.model)(params, rows, None)
+        return total / weight
+
+    by_name, table = dict(theirs.named_parameters()), loaded.model.config.table
+    for ours, gradient in jax.grad(loss)(loaded.params).items():
+        their_name, transposed = table.theirs(ours)
+        reference = by_name[their_name].grad
+        reference = np.zeros(by_name[their_name].shape, np.float32) if reference is None else reference.numpy()
+        reference = reference.T if transposed else reference
+        assert np.abs(np.asarray(gradient) - reference).max() <= 1e-4 * max(np.abs(reference).max(), 1e-2), ours
+
+    changed = {name: value * 1.01 for name, value in loaded.params.items()}
+    save_pretrained(loaded, changed, tmp_path / "ours")
+    back, notes = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert type(back) is type(theirs) and not any(notes.values()), notes
+    with torch.no_grad():
+        again = torch_classes(back.eval()).numpy()
+    found = np.asarray(class_logits(loaded.model, changed, batch, None))
+    assert np.abs(found - again).max() <= 1e-5 * np.abs(again).max()

@@ -13,7 +13,6 @@ from decoders import FAMILIES, decoder_inputs, positions, write_decoder
 from ftjax.models import LORA, Lora
 from ftjax.pretrained import load_pretrained, merge, save_adapter
 from ftjax.pretrained.load import add_lora
-from ftjax.pretrained.names import table_of
 
 pytestmark = [
     pytest.mark.parity,
@@ -113,7 +112,7 @@ def test_ours_loads_in_peft_with_equal_logits_and_gradients(family, dora, tmp_pa
     assert np.abs((np.asarray(found) - expected.detach().numpy()) * (weights != 0)).max() <= 1e-4
 
     named = {n.replace(".default", ""): p.grad.numpy() for n, p in theirs.named_parameters() if "lora_" in n}
-    table = table_of(ours.model.config)
+    table = ours.model.config.names
     for name in ours.model.lora.modules:
         tensor, _ = table.theirs(f"{name}.kernel")
         whole, _, _ = tensor.partition("/")

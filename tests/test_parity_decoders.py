@@ -12,7 +12,6 @@ from test_pretrained import same_bytes
 from ftjax.generate import Sampling, generate
 from ftjax.objectives.causal_lm import CausalLM
 from ftjax.pretrained import load_pretrained, save_pretrained
-from ftjax.pretrained.names import TABLES
 
 pytestmark = pytest.mark.parity
 
@@ -84,7 +83,7 @@ def test_the_next_token_loss_and_its_gradients(name, tmp_path):
 
     value, gradients = jax.jit(jax.value_and_grad(loss))(loaded.params)
     assert abs(float(value) - expected.item()) <= 1e-5 * abs(expected.item())
-    table, reference = TABLES[loaded.raw_config["model_type"]], dict(theirs.named_parameters())
+    table, reference = loaded.model.config.table, dict(theirs.named_parameters())
     found = {}
     for ours, gradient in gradients.items():
         their_name, transposed = table.theirs(ours)

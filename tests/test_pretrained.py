@@ -16,8 +16,8 @@ from torch_reference import minilm_inputs
 
 from ftjax.errors import InputError
 from ftjax.models import build
+from ftjax.models.bert import NAMES as BERT
 from ftjax.pretrained import load_pretrained, save_pretrained
-from ftjax.pretrained.names import BERT
 
 GOLDEN = Path(__file__).parent / "golden" / "minilm.npz"
 

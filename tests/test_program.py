@@ -123,7 +123,7 @@ def test_the_gelu_of_savedmodels_is_gelu():
     assert ACTIVATIONS["gelu"] is gelu
 
 
-@pytest.mark.skipif(importlib.util.find_spec("tensorflow") is None, reason="needs TensorFlow: pip install 'ftjax[tf]'")
+@pytest.mark.parity
 @pytest.mark.parametrize("name", ["bert", "gpt2"])
 def test_a_savedmodel_gives_equal_logits(name, tmp_path):
     from ftjax.pretrained.program import save_savedmodel

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import shutil
 import signal
 
 import jax
@@ -10,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import random_batch, run_command, tiny_model
+from decoders import FAMILIES, write_decoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
+from test_generate import write_tokenizer
 from test_resume import content, interrupt, logged
 
 from ftjax.config import TrainConfig
@@ -258,22 +261,46 @@ def test_adaptation_killed_in_its_middle_goes_on(tiny_bert, few, few_reviews, tm
         (("--self-supervised-loss", "consistency", "--text-column", "text", "--label-column", "none"), "none"),
         (("--self-supervised-loss", "masked-lm=0", "--supervised-weight", "0"), "there is nothing to learn from"),
         (("--labels-per-class", "1000"), "--labels-per-class 1000"),
+        (("--self-supervised-weight", "-0.1"), "--self-supervised-weight '-0.1': must be 0 or a positive number"),
+        (("--self-supervised-weight", "inf"), "--self-supervised-weight 'inf': must be"),
+        (("--self-supervised-loss", "entropy=nan"), "--self-supervised-loss entropy 'nan': must be"),
+        (("--self-supervised-loss", "entropy=linear:0->-1"), "entropy 'linear:0->-1': must be"),
+        (("--self-supervised-loss", "causal-lm"), "take masked-lm"),
     ],
 )
 def test_mistakes_of_the_real_command(flags, said, tiny_bert, few, tmp_path):
+    refused(tiny_bert, few, tmp_path, *flags, said=said)
+
+
+@pytest.mark.parametrize("loss", ["consistency", "pseudo-label", "entropy"])
+def test_losses_about_unlabelled_texts_without_any(loss, tiny_bert, few_reviews, tmp_path):
+    flags = ("--self-supervised-loss", loss)
+    refused(tiny_bert, few_reviews["train"], tmp_path, *flags, said="learns from rows without a label, and there are none")
+
+
+def test_an_empty_file_of_unlabelled_texts(tiny_bert, few, tmp_path):
+    (tmp_path / "none.txt").write_text("")
+    refused(tiny_bert, few, tmp_path, "--unlabeled-file", tmp_path / "none.txt", said="none.txt: ")
+
+
+def test_masked_language_modelling_on_a_decoder(few, tmp_path):
+    write_decoder(tmp_path / "model", FAMILIES["gpt2"])
+    write_tokenizer(tmp_path / "model")
+    refused(tmp_path / "model", few, tmp_path, "--max-length", "32", said="a decoder predicts the next token: take causal-lm")
+
+
+@pytest.mark.parametrize("flags", [(), ("--self-supervised-loss", "consistency", "--augmentation", "token-mask")])
+def test_a_vocabulary_without_a_mask_token(flags, tiny_bert, few, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(tiny_bert, model, ignore=shutil.ignore_patterns("vocab.txt", "special_tokens_map.json"))
+    names = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]", "unk_token": "[UNK]"}
+    (model / "tokenizer_config.json").write_text(json.dumps(names))
+    refused(model, few, tmp_path, *flags, said="its tokenizer has no mask token")
+
+
+def refused(model, rows, tmp_path, *flags, said):
     done = run_command(
-        *(
-            "train",
-            "--model",
-            tiny_bert,
-            "--train-file",
-            few,
-            "--method",
-            "self-supervised",
-            *TINY,
-            "--output",
-            tmp_path / "run",
-        ),
+        *("train", "--model", model, "--train-file", rows, "--method", "self-supervised", *TINY, "--output", tmp_path / "run"),
         *flags,
     )
     assert done.returncode == 2, done.stderr

@@ -31,24 +31,16 @@ def trackers(monkeypatch):
     return told
 
 
+def training(model, files, output):
+    """A short run."""
+    arguments = ["train", "--model", model, "--train-file", files["train"], "--eval-file", files["eval"], "--output", output]
+    arguments += ["--max-length", 64, "--batch-size", 8, "--buckets", 1, "--method", "partial", "--train-parameters", "head"]
+    return [str(a) for a in (*arguments, "--epochs", 1, "--log-every", 4, "--json")]
+
+
 def test_trackers_get_the_numbers_of_metrics_jsonl(trackers, tiny_bert, few_reviews, tmp_path, capsys):
     run = tmp_path / "run"
-    arguments = [
-        *(
-            "train",
-            "--model",
-            tiny_bert,
-            "--train-file",
-            few_reviews["train"],
-            "--eval-file",
-            few_reviews["eval"],
-            "--epochs",
-            1,
-        ),
-        *("--output", run, "--max-length", 64, "--batch-size", 8, "--buckets", 1, "--method", "partial", "--json", "--resume"),
-        *("--train-parameters", "head", "--tracker", "wandb", "trackio", "--log-every", 4),
-    ]
-    main([str(a) for a in arguments])
+    main([*training(tiny_bert, few_reviews, run), "--tracker", "wandb", "trackio", "--resume"])
     json.loads(capsys.readouterr().out)  # nothing but the result
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     expected = [
@@ -76,3 +68,17 @@ def test_a_tracker_that_is_not_there_or_does_not_start(trackers, tiny_bert, few_
 
     monkeypatch.setattr(sys.modules["wandb"], "init", refuse)
     assert "--tracker wandb: could not start (no API key configured)" in fail(capsys, *arguments, "--tracker", "wandb")
+
+
+@pytest.mark.parametrize("method", ["log", "finish"])
+def test_a_tracker_that_fails_on_the_way_does_not_end_the_run(method, trackers, tiny_bert, few_reviews, tmp_path, capsys):
+    def fails(*_, **__):
+        raise ConnectionError("the server\nis gone")
+
+    wandb, start = sys.modules["wandb"], sys.modules["wandb"].init
+    wandb.init = lambda **named: types.SimpleNamespace(**{**vars(start(**named)), method: fails})
+    main([*training(tiny_bert, few_reviews, tmp_path / "run"), "--tracker", "wandb", "trackio"])
+    captured = capsys.readouterr()
+    json.loads(captured.out)
+    assert captured.err.count("--tracker wandb: failed (the server is gone)") == 1
+    assert len([call for call in trackers["trackio"] if call[0] == "log"]) == 3 and trackers["trackio"][-1] == ("finish",)

@@ -22,9 +22,7 @@ from ftjax.zero_shot.config import ZeroShotConfig
 from ftjax.zero_shot.scores import (
     Calibration,
     calibrated,
-    cloze_scores,
     described,
-    fill,
     likelihood_scores,
     per_row,
     surest,
@@ -87,32 +85,6 @@ def test_likelihood_is_the_log_probability_of_the_words_after_the_text(tmp_path)
     )
     assert done.returncode == 0, done.stderr
     assert [set(json.loads(line)["scores"]) for line in done.stdout.splitlines()] == [{"fine", "poor"}] * 3
-
-
-def test_cloze_is_the_words_log_probability_in_the_gap(tiny_mlm):
-    pretrained = load_pretrained(tiny_mlm, labels=(), masked_lm=True)
-    assert not any(name.startswith("masked_lm") for name in pretrained.new)
-    tokenizer = load_tokenizer(tiny_mlm)
-    template = "{label}: {text}"
-    found = cloze_scores(
-        pretrained, {"good": ("great", "fine"), "bad": ("awful",)}, TEXTS, template=template, max_length=16, batch_size=2
-    )
-    ids = np.array([tokenizer(f"[MASK]: {TEXTS[0]}")["input_ids"]], np.int32)
-    batch = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-    module = pretrained.model.bind(pretrained.params)
-    logits = np.asarray(module.vocabulary_logits(module.hidden_states({k: jnp.asarray(v) for k, v in batch.items()})[-1][0, 1]))
-    log_probability = logits - np.log(np.exp(logits.astype(np.float64)).sum())
-    words = {word: tokenizer.convert_tokens_to_ids(word) for word in ("great", "fine", "awful")}
-    expected = [np.mean([log_probability[words["great"]], log_probability[words["fine"]]]), log_probability[words["awful"]]]
-    np.testing.assert_allclose(found[0], expected, rtol=1e-4)
-
-
-def test_a_long_text_is_cut_and_the_gap_stays(minilm):
-    tokenizer = load_tokenizer(minilm)
-    filled = fill("{text} It was {label}.", "word " * 50, tokenizer.mask_token, tokenizer, 16)
-    ids = tokenizer(filled)["input_ids"]
-    assert len(ids) == 16 and tokenizer.mask_token_id in ids
-    assert fill("{text} It was {label}.", "short", "good", tokenizer, 16) == "short It was good."
 
 
 @settings(max_examples=50, deadline=None)
@@ -183,16 +155,33 @@ def test_texts_on_the_command_line(tiny_bert):
     assert all(set(line["scores"]) == {"good", "bad"} and sum(line["scores"].values()) == pytest.approx(1) for line in lines)
 
 
-def adapt(model, files, output, *more):
+def adapt(model, files, output, *more, descriptions=("rotten=a bad film", "fresh=a good film")):
     return run_command(
-        *("zero-shot", "--model", model, "--description", "rotten=a bad film", "fresh=a good film", "--adapt"),
+        *("zero-shot", "--model", model, "--description", *descriptions, "--adapt"),
         *("--unlabeled-file", files["train"], "--test-file", files["eval"], "--output", output, "--max-length", "64"),
         *("--batch-size", "8", "--epochs", "1", "--confident-share", "0.5", "0.8", "--json", *more),
     )
 
 
+WAYS = {
+    "similarity": {"descriptions": ("rotten=a bad film", "fresh=a good film")},
+    "cloze": {"descriptions": ("rotten=bad", "rotten=awful", "fresh=good")},
+    "likelihood": {"descriptions": ("rotten=bad", "fresh=very good")},
+}
+
+
+@pytest.fixture(scope="module")
+def tiny_decoder(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("tiny-decoder")
+    write_decoder(directory, FAMILIES["gpt2"])
+    write_tokenizer(directory)
+    return directory
+
+
 @pytest.mark.long
-def test_adaptation_reads_no_label_of_any_file(tiny_bert, few_reviews, tmp_path):
+@pytest.mark.parametrize("how", WAYS)
+def test_adaptation_reads_no_label_of_any_file(how, tiny_bert, tiny_mlm, tiny_decoder, few_reviews, tmp_path):
+    model = {"similarity": tiny_bert, "cloze": tiny_mlm, "likelihood": tiny_decoder}[how]
     noise = {}
     for number, (name, path) in enumerate((n, few_reviews[n]) for n in ("train", "eval")):
         with path.open(encoding="utf-8", newline="") as file:
@@ -202,7 +191,8 @@ def test_adaptation_reads_no_label_of_any_file(tiny_bert, few_reviews, tmp_path)
         with noise[name].open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([("text", "label"), *((row["text"], rng.choice(["fresh", "rotten"])) for row in rows)])
     found, by_noise = (
-        adapt(tiny_bert, files, tmp_path / output) for files, output in ((few_reviews, "labels"), (noise, "noise"))
+        adapt(model, files, tmp_path / output, "--how", how, **WAYS[how])
+        for files, output in ((few_reviews, "labels"), (noise, "noise"))
     )
     assert found.returncode == 0, found.stderr
     result, other = json.loads(found.stdout), json.loads(by_noise.stdout)
@@ -211,8 +201,10 @@ def test_adaptation_reads_no_label_of_any_file(tiny_bert, few_reviews, tmp_path)
     predictions = (tmp_path / "labels" / "predictions.jsonl").read_bytes()
     assert predictions == (tmp_path / "noise" / "predictions.jsonl").read_bytes()
     assert result["rounds"][-1]["loss"] != other["rounds"][-1]["loss"]  # by true labels, and by noise
-    predicted = run_command("predict", "--model", tmp_path / "labels" / "round-2" / "model", "a fine film")
+    last = tmp_path / "labels" / "round-2" / "model"
+    predicted = run_command("predict", "--model", last, "a fine film")
     assert predicted.returncode == 0, predicted.stderr
+    assert ("ftjax_cloze" in json.loads((last / "config.json").read_text())) == (how == "cloze")
 
 
 @pytest.mark.long
@@ -230,6 +222,9 @@ def test_a_self_supervised_loss_on_the_other_texts(tiny_bert, few_reviews, tmp_p
         (("--how", "likelihood"), "is an encoder"),
         (("--max-length", "65"), "64 positions"),
         (("--descriptions-file", "no.json"), "cannot be read"),
+        (("--description", "good=\u200b"), "has no token that the model knows"),
+        (("--description", "good=Fine ", "bad=fine"), "have the same description"),
+        (("--template", "{text}"), "must have {text} and {label} once each"),
     ],
 )
 def test_mistakes_through_the_command(tiny_bert, tmp_path, more, said):

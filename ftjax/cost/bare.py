@@ -15,7 +15,7 @@ from ftjax.data.batches import make_batch
 from ftjax.data.tokenize import Examples
 from ftjax.errors import InputError
 from ftjax.models import Params, build, initial_value
-from ftjax.models.body import Config
+from ftjax.models.body import Cloze, Config
 from ftjax.models.shapes import SHAPES
 from ftjax.objective import Vocabulary
 from ftjax.objectives import Batch
@@ -56,10 +56,12 @@ def bare_run(
     needed = heads(config, task)
     classes = "classifier" in needed
     kind = task.classifier or config.classifier or model_config.own_classifier
+    cloze = Cloze(tuple((token,) for token in range(len(labels))), before=1, after=5, gap=-3) if kind == "cloze" else None
     model = build(
         model_config,
         num_labels=len(labels) if classes else None,
         classifier=kind,
+        cloze=cloze if classes else None,
         masked_lm="masked_lm" in needed,
         causal_lm="causal_lm" in needed,
         scan=config.scan_layers,
@@ -80,7 +82,7 @@ def bare_run(
         directory=Path(source),
         model=model,
         params=model.shapes,  # type: ignore[arg-type, unused-ignore]  # shapes stand for values
-        new=tuple(name for name in model.shapes if name.startswith(("classifier.", "masked_lm."))),
+        new=tuple(name for name in model.shapes if name.startswith(("classifier.", "masked_lm.")) and not model.cloze),
         spelled={},
         dtypes={},
         carried=(),

@@ -135,6 +135,12 @@ def label_names(rows: Sequence[Rows]) -> tuple[str, ...]:
 
 def encode(rows: Rows, tokenizer: PreTrainedTokenizerFast, labels: tuple[str, ...], max_length: int) -> Examples:
     """Tokenise rows, cutting each to max_length tokens; InputError for a label that is not among `labels`."""
+    numbers = label_numbers(rows, labels)
+    return dataclasses.replace(tokenized(rows.texts, rows.pairs, tokenizer, max_length), labels=numbers)
+
+
+def label_numbers(rows: Rows, labels: tuple[str, ...]) -> np.ndarray:
+    """Class numbers, int32 (rows,), -100 where a row has no label; InputError for a label that is not among `labels`."""
     number = {name: i for i, name in enumerate(labels)}
     given: Sequence[str | None] = rows.labels or [None] * len(rows.texts)
     for row, name in enumerate(given, start=1):
@@ -142,8 +148,7 @@ def encode(rows: Rows, tokenizer: PreTrainedTokenizerFast, labels: tuple[str, ..
             raise InputError(
                 f"{rows.source}: row {row} has the label {name!r}, which training has not seen; known: {', '.join(labels)}."
             )
-    numbers = np.array([NO_LABEL if name is None else number[name] for name in given], np.int32)
-    return dataclasses.replace(tokenized(rows.texts, rows.pairs, tokenizer, max_length), labels=numbers)
+    return np.array([NO_LABEL if name is None else number[name] for name in given], np.int32)
 
 
 def tokenized(
@@ -152,12 +157,14 @@ def tokenized(
     tokenizer: PreTrainedTokenizerFast,
     max_length: int,
     *,
+    around: tuple[Sequence[int], Sequence[int]] | None = None,
     spans: bool = False,
     overlap: int | None = None,
 ) -> Examples:
     """The texts, or pairs of texts, as examples without labels, each cut to max_length tokens.
 
     A text without a token, where the tokenizer adds none of its own, gets the one that begins or ends texts.
+    around: token ids to put before and after every text instead of the tokenizer's own special ones; they are never cut.
     spans: say what characters each token stands for. overlap: cut nothing but make an example of every window of the
     second text, which has so many tokens in common with the one before.
     """
@@ -169,6 +176,10 @@ def tokenized(
     ends = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
     nothing = next((token for token in ends if token is not None), 0)
     how: dict[str, Any] = {"truncation": True}
+    before, after = ([*part] for part in around or ((), ()))
+    if around is not None:
+        how["add_special_tokens"] = False
+        max_length -= len(before) + len(after)
     if overlap is not None:
         how = {"truncation": "only_second", "stride": overlap, "return_overflowing_tokens": True}
     for start in range(0, len(texts), CHUNK):
@@ -180,8 +191,8 @@ def tokenized(
                 return_token_type_ids=True,
                 **how,
             )
-        ids += [row or [nothing] for row in encoded["input_ids"]]
-        types += [row or [0] for row in encoded["token_type_ids"]]
+        ids += [[*before, *row, *after] or [nothing] for row in encoded["input_ids"]]
+        types += [[0] * len(before) + row + [0] * len(after) or [0] for row in encoded["token_type_ids"]]
         if overlap is None:
             truncated += sum(bool(encoding.overflowing) for encoding in encoded.encodings)
         else:

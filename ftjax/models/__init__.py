@@ -19,8 +19,7 @@ from flax import nnx
 from ftjax import zero
 from ftjax.models import nf4
 from ftjax.models.bert import BertConfig
-from ftjax.models.body import OF_TOKENS, Body, Classifier, Config
-from ftjax.models.decoder import Decoder
+from ftjax.models.body import OF_TOKENS, Classifier, Cloze, Config
 from ftjax.models.distilbert import DistilBertConfig
 from ftjax.models.electra import ElectraConfig
 from ftjax.models.gemma import Gemma2Config, Gemma3Config
@@ -28,25 +27,22 @@ from ftjax.models.gpt2 import GPT2Config
 from ftjax.models.heads import Remat, TextModel, leading
 from ftjax.models.layers import Dense, column_norms, low_rank_weight
 from ftjax.models.llama import LlamaConfig, MistralConfig
-from ftjax.models.mpnet import MPNetConfig, MPNetEncoder
-from ftjax.models.post_norm import PostNormEncoder
+from ftjax.models.mpnet import MPNetConfig
 from ftjax.models.qwen import Qwen2Config, Qwen3Config
 from ftjax.models.roberta import RobertaConfig, XlmRobertaConfig
 from ftjax.models.t5 import T5, T5Config
 
 Params = dict[str, jax.Array]
 
-ENCODERS = (BertConfig, RobertaConfig, XlmRobertaConfig, DistilBertConfig, ElectraConfig)
-DECODERS = (GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config, Gemma2Config, Gemma3Config)
-BODIES: dict[type[Config], type[Body]] = {
-    **dict.fromkeys(ENCODERS, PostNormEncoder),
-    MPNetConfig: MPNetEncoder,
-    **dict.fromkeys(DECODERS, Decoder),
-}
-"""The supported architectures: config -> body. Their files' names for parameters are in `ftjax.pretrained.names`."""
+FAMILIES: tuple[type[Config], ...] = (
+    *(BertConfig, RobertaConfig, XlmRobertaConfig, DistilBertConfig, ElectraConfig, MPNetConfig),
+    *(GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config, Gemma2Config, Gemma3Config),
+    T5Config,
+)
+"""The supported architectures: each config says what its model is made of and what its files call the parameters."""
 SEQ2SEQ: dict[type[Config], type[T5]] = {T5Config: T5}
 """Those with an encoder and a decoder: config -> the whole model, which has no heads to choose."""
-CONFIGS: dict[str, type[Config]] = {config.model_type: config for config in (*BODIES, *SEQ2SEQ)}
+CONFIGS: dict[str, type[Config]] = {config.model_type: config for config in FAMILIES}
 """config.json's `model_type` -> config."""
 
 
@@ -118,6 +114,16 @@ class Model:
         return dict(self.heads)["classifier"] in OF_TOKENS
 
     @property
+    def cloze(self) -> Cloze | None:
+        """The gap and the words of a classifier that reads them."""
+        return dict(self.heads)["cloze"]
+
+    @property
+    def template(self) -> tuple[int, int]:
+        """How many tokens at the beginning and at the end of every row are no text but a template's."""
+        return (0, 0) if self.cloze is None else (self.cloze.before, self.cloze.after)
+
+    @property
     def frozen_readout(self) -> bool:
         """Whether all layers are frozen and of the last one a single position is all that is read."""
         return self.prefix_layers == self.config.num_hidden_layers and not self.of_tokens
@@ -144,6 +150,7 @@ def build(
     masked_lm: bool = False,
     causal_lm: bool = False,
     scan: bool = False,
+    cloze: Cloze | None = None,
     precision: str = "float32",
     lora: Lora | None = None,
     in_4bit: tuple[str, ...] = (),
@@ -151,6 +158,7 @@ def build(
     """The model for a config with the heads asked for; nothing is allocated.
 
     classifier: the kind of classification head; None is the architecture's own.
+    cloze: what a classifier of that kind reads; the language model's head, which it needs, is then there in any case.
     scan: a decoder's layers run as one loop, which compiles in the same time however many they are; see `Decoder.scan`.
     precision: the dtype of the operands of every dot product, "float32" or "bfloat16"; all else is float32.
     """
@@ -158,15 +166,16 @@ def build(
         "num_labels": num_labels,
         "classifier": classifier or config.own_classifier,
         "pooler": pooler,
-        "masked_lm": masked_lm,
-        "causal_lm": causal_lm,
+        "masked_lm": masked_lm or (cloze is not None and not config.causal),
+        "causal_lm": causal_lm or (cloze is not None and config.causal),
         "scan": scan,
+        "cloze": cloze,
     }
     dtype = jnp.dtype(precision)
 
     def module() -> nnx.Module:
         whole: Any = SEQ2SEQ.get(type(config))
-        made = whole(config, dtype) if whole else TextModel(config, BODIES[type(config)], **chosen, dtype=dtype)
+        made = whole(config, dtype) if whole else TextModel(config, **chosen, dtype=dtype)
         for path, part in nnx.iter_modules(made):
             if isinstance(part, Dense) and dotted(path) in in_4bit:
                 part.keep_in_4bit()

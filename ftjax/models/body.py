@@ -4,26 +4,46 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from ftjax.errors import InputError
+
+if TYPE_CHECKING:
+    from ftjax.models.names import NameTable
 
 MOST_LAYERS = 1000  # a config.json may say anything, and a layer takes memory before any weight is read
 VALUES = {"bool": (bool, "true or false"), "int": (int, "a number"), "float": (float | int, "a number"), "str": (str, "a text")}
 """The type of a config's field -> what config.json may have for it, and what to call that."""
 
-Classifier = Literal["pooled", "first-token", "last-token", "mean", "every-token", "span"]
+Classifier = Literal["pooled", "first-token", "last-token", "mean", "cloze", "every-token", "span"]
 """pooled: a dense layer, its activation and dropout on the first token, then the linear layer, as transformers' classes
 for encoders have it. first-token, last-token: dropout and a linear layer on that token's last hidden state. mean: the
 same on the mean of the last hidden states over the tokens, scaled to the length √hidden: what encoders trained for
-sentence embeddings (Reimers and Gurevych, 2019, https://arxiv.org/abs/1908.10084) carry their meaning in. every-token: dropout
-and a linear layer on each token, as transformers' classes for token classification. span: a linear layer from each token to
-two numbers, of a span's beginning and of its end, as their classes for question answering."""
+sentence embeddings (Reimers and Gurevych, 2019, https://arxiv.org/abs/1908.10084) carry their meaning in. cloze: the language
+model's own head, of which the logits of a few words in a gap are the classes', see `Cloze`. every-token: dropout and a linear
+layer on each token, as transformers' classes for token classification. span: a linear layer from each token to two numbers, of
+a span's beginning and of its end, as their classes for question answering."""
 OF_TOKENS: tuple[Classifier, ...] = ("every-token", "span")
 """Those that say something of each token; the others read one position, or the mean."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cloze:
+    """What a classifier by words in a gap (PET, Schick and Schütze, 2021, https://arxiv.org/abs/2001.07676) knows of its rows.
+
+    words: token ids, one or more a class, whose logits are averaged. before, after: how many tokens of a row, special ones
+    included, stand before and after the text itself and are the same in every row. gap: the position whose logits are read,
+    from the row's first token or, below 0, from its end.
+    """
+
+    words: tuple[tuple[int, ...], ...]
+    before: int
+    after: int
+    gap: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,11 +59,13 @@ class Config:
     """The numbers that fix a model. An architecture adds its own; names are those of Hugging Face's config.json."""
 
     model_type: ClassVar[str]
+    table: ClassVar[NameTable]
+    """What its files call the parameters; see `names`."""
     renamed: ClassVar[Mapping[str, str]] = {}
     """Names in config.json -> fields here, where they differ; "" for what it has besides and does not mean."""
     parts: ClassVar[tuple[str, ...]] = ("encoder",)
     """Attributes of the body's parts in a model, also the first word of their parameters' names."""
-    classifiers: ClassVar[tuple[Classifier, ...]] = ("pooled", "first-token", "mean", *OF_TOKENS)
+    classifiers: ClassVar[tuple[Classifier, ...]] = ("pooled", "first-token", "mean", "cloze", *OF_TOKENS)
     """The classification heads that the architecture knows, its own first."""
     pooling: ClassVar[Pooling] = Pooling()
     causal: ClassVar[bool] = False
@@ -92,6 +114,15 @@ class Config:
 
     def check(self, config: dict[str, Any], source: str) -> None:
         """Raise InputError for what the architecture cannot do as the dictionary asks."""
+
+    def body(self, dtype: jnp.dtype) -> Body:
+        """The body of a model with heads. dtype: of the operands of dot products."""
+        raise NotImplementedError
+
+    @property
+    def names(self) -> NameTable:
+        """What the files of a model with this config call its parameters."""
+        return self.table
 
     def for_files(self, names: Collection[str]) -> Self:
         """The config of a model whose files hold tensors of these names (as the name table spells them)."""

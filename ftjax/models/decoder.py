@@ -18,6 +18,7 @@ from flax import nnx
 from ftjax.errors import InputError, did_you_mean
 from ftjax.models.body import Classifier, Config
 from ftjax.models.layers import ACTIVATIONS, Dense, Embedding, LayerNorm, RMSNorm, dot, matmul
+from ftjax.models.names import NameTable
 from ftjax.models.rope import Rope, Rotation, rotate
 from ftjax.random import dropout, fold_in
 
@@ -63,7 +64,7 @@ class DecoderConfig(Config):
     """The numbers of a decoder. layer_kinds: one a layer, or () for the family's own; see `kinds`."""
 
     parts: ClassVar[tuple[str, ...]] = ("decoder",)
-    classifiers: ClassVar[tuple[Classifier, ...]] = ("last-token",)
+    classifiers: ClassVar[tuple[Classifier, ...]] = ("last-token", "cloze")
     causal: ClassVar[bool] = True
     has_masked_lm: ClassVar[bool] = False
     dropout_fields: ClassVar[tuple[str, ...]] = ("attention_dropout", "residual_dropout", "embedding_dropout")
@@ -88,6 +89,13 @@ class DecoderConfig(Config):
     def kinds_of(self, config: dict[str, Any], source: str) -> tuple[Kind, ...]:
         """The kind of every layer, from config.json's dictionary; {} gives the family's own."""
         return (Kind(None, Rope.from_dict(config, source)),) * self.num_hidden_layers
+
+    def body(self, dtype: jnp.dtype) -> Decoder:
+        return Decoder(self, dtype)
+
+    @property
+    def names(self) -> NameTable:
+        return self.table if self.tie_word_embeddings else dataclasses.replace(self.table, copies=())  # lm_head is its own
 
     @property
     def design(self) -> Design:
@@ -459,5 +467,7 @@ class NextTokenHead(nnx.Module):
         """What hidden states are multiplied by, (hidden, vocabulary)."""
         return body.vocabulary().T if self.kernel is None else self.kernel[...]
 
-    def __call__(self, hidden: jax.Array, matrix: jax.Array) -> jax.Array:
+    def __call__(self, hidden: jax.Array, matrix: jax.Array, tokens: jax.Array | None = None) -> jax.Array:
+        """tokens: int32 (n,), of which alone logits are wanted: (..., n)."""
+        matrix = matrix if tokens is None else matrix[:, tokens]
         return softcap(matmul(hidden, matrix, self.dtype), self.softcap)

@@ -9,8 +9,28 @@ import dataclasses
 from typing import Any, ClassVar
 
 from ftjax.errors import InputError
-from ftjax.models.bert import BertConfig
-from ftjax.models.body import Pooling
+from ftjax.models.bert import BertConfig, encoder_names
+from ftjax.models.body import OF_TOKENS, Classifier, Pooling
+from ftjax.models.names import NameTable, dense
+
+NAMES = NameTable(
+    prefix="electra.",
+    rules=(
+        *encoder_names("electra."),
+        *dense("encoder.embeddings.projection", "electra.embeddings_project"),
+        *dense("pooler", "classifier.dense"),
+        *dense("classifier", "classifier.out_proj"),
+    ),
+    carried=(
+        r"electra\.embeddings\.(position_ids|token_type_ids)",
+        r"discriminator_predictions\..*",
+        r"generator_(predictions|lm_head)\..*",
+        r"classifier\.((dense|out_proj)\.)?(weight|bias)",
+        r"qa_outputs\.(weight|bias)",
+    ),
+    classes=("ElectraForSequenceClassification", ""),
+)
+"""BERT's, with a projection of the embeddings, and a pooler that belongs to the classifier."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +38,8 @@ class ElectraConfig(BertConfig):
     """ELECTRA's numbers; the defaults are electra-small-discriminator."""
 
     model_type: ClassVar[str] = "electra"
+    table: ClassVar[NameTable] = NAMES
+    classifiers: ClassVar[tuple[Classifier, ...]] = ("pooled", "first-token", "mean", *OF_TOKENS)
     pooling: ClassVar[Pooling] = Pooling(activation="gelu", dropout_before=True)
     has_masked_lm: ClassVar[bool] = False
 

@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 
 from ftjax.errors import InputError
 from ftjax.models.decoder import DecoderConfig, Design, Kind, layer_types, window_of
+from ftjax.models.llama import names_of
+from ftjax.models.names import NameTable
 from ftjax.models.rope import Rope
 
 
@@ -20,6 +22,7 @@ class Gemma2Config(DecoderConfig):
     """Gemma 2's numbers; the defaults are those of 2B."""
 
     model_type: ClassVar[str] = "gemma2"
+    table: ClassVar[NameTable] = names_of("Gemma2", output_norms=True)
     renamed: ClassVar[dict[str, str]] = {"rms_norm_eps": "norm_eps", "hidden_activation": "hidden_act", "hidden_act": ""}
 
     vocab_size: int = 256000
@@ -71,6 +74,9 @@ class Gemma3Config(Gemma2Config):
     """The numbers of Gemma 3's text part; the defaults are those of transformers."""
 
     model_type: ClassVar[str] = "gemma3_text"
+    table: ClassVar[NameTable] = dataclasses.replace(
+        names_of("Gemma3", output_norms=True), classes=("Gemma3TextForSequenceClassification", "Gemma3ForCausalLM")
+    )
 
     vocab_size: int = 262208
     max_position_embeddings: int = 131072

@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from ftjax.models.body import OF_TOKENS, Body, Classifier, Config
-from ftjax.models.decoder import Decoder, NextTokenHead
+from ftjax.models.body import OF_TOKENS, Body, Classifier, Cloze, Config
+from ftjax.models.decoder import Decoder, NextTokenHead, at
 from ftjax.models.layers import ACTIVATIONS, Dense, LayerNorm, dot, mean_pool
 from ftjax.random import dropout, fold_in
 from ftjax.zero import all_but_gathered
@@ -41,10 +42,14 @@ class MaskedLMHead(nnx.Module):
         """What hidden states are multiplied by, (vocabulary, hidden)."""
         return body.vocabulary()
 
-    def __call__(self, hidden: jax.Array, matrix: jax.Array) -> jax.Array:
+    def __call__(self, hidden: jax.Array, matrix: jax.Array, tokens: jax.Array | None = None) -> jax.Array:
+        """tokens: int32 (n,), of which alone logits are wanted: (..., n)."""
+        bias = self.bias[...]
+        if tokens is not None:
+            matrix, bias = matrix[tokens], bias[tokens]
         hidden = self.norm(self.activation(self.transform(hidden)))
         logits = dot("...h,vh->...v", hidden, matrix, self.dtype)
-        return logits + jnp.broadcast_to(self.bias[...].astype(logits.dtype), logits.shape)
+        return logits + jnp.broadcast_to(bias.astype(logits.dtype), logits.shape)
 
 
 def average(hidden: jax.Array, attention_mask: jax.Array) -> jax.Array:
@@ -53,13 +58,19 @@ def average(hidden: jax.Array, attention_mask: jax.Array) -> jax.Array:
     return mean * jax.lax.rsqrt(jnp.maximum((mean * mean).mean(-1, keepdims=True), 1e-12))
 
 
+def gap(cloze: Cloze, attention_mask: jax.Array) -> jax.Array:
+    """Position of the gap of rows padded on the right, int32 (batch,), of their mask (batch, length)."""
+    if cloze.gap >= 0:
+        return jnp.full(attention_mask.shape[0], cloze.gap, jnp.int32)
+    return jnp.maximum(attention_mask.sum(-1, dtype=jnp.int32) + cloze.gap, 0)
+
+
 class TextModel(nnx.Module):
     """A body and the heads asked for. With seeds (uint32 (batch,)) dropout is on; without, all is deterministic."""
 
     def __init__(
         self,
         config: Config,
-        body: type[Body],
         *,
         num_labels: int | None = None,
         classifier: Classifier | None = "pooled",
@@ -67,13 +78,14 @@ class TextModel(nnx.Module):
         masked_lm: bool = False,
         causal_lm: bool = False,
         scan: bool = False,
+        cloze: Cloze | None = None,
         dtype: jnp.dtype,
     ) -> None:
         (self.part,) = config.parts
-        setattr(self, self.part, body(config, dtype))  # type: ignore[call-arg]  # every one takes these
+        setattr(self, self.part, config.body(dtype))
         if pooler or (num_labels is not None and classifier == "pooled"):
             self.pooler = Dense(config.hidden_size, config.hidden_size, dtype)
-        if num_labels is not None:
+        if num_labels is not None and cloze is None:
             self.classifier = Dense(config.hidden_size, num_labels, dtype, bias=classifier != "last-token")
         if masked_lm:
             self.masked_lm = MaskedLMHead(config, dtype)
@@ -81,7 +93,8 @@ class TextModel(nnx.Module):
             self.lm_head = NextTokenHead(config, dtype)  # type: ignore[arg-type]  # of decoders alone
         self.causal_lm, self.scan = causal_lm, scan
         self.pooled, self.pooling, self.averaged = classifier == "pooled", config.pooling, classifier == "mean"
-        self.of_tokens = classifier in OF_TOKENS
+        self.of_tokens, self.cloze = classifier in OF_TOKENS, cloze
+        self.reads_one = classifier != "mean" and not self.of_tokens and (cloze is None or config.causal)
         self.dropout_rate = config.dropout_of(classifier)
         self.remat: Remat = "none"
         self.in_parts = False
@@ -111,7 +124,7 @@ class TextModel(nnx.Module):
         seeds: uint32 (batch,) for dropout; None: the result is deterministic. frozen: for the embeddings and every
             layer, whether its dropout is off in any case.
         readout: the last one is what a classifier reads, (batch, 1, hidden): one position, or with `mean` their average;
-            all of it where the classifier is one of tokens.
+            or the gap's; all of it where the classifier is one of tokens.
         """
         body, layers = self.body, len(self.body.layers)
         whole, stop = stop is None, layers if stop is None else stop
@@ -122,7 +135,7 @@ class TextModel(nnx.Module):
         states = [batch["prefix"] if "prefix" in batch else body.embed(batch, by_stage[0])]
         context: Any = body.context(batch) if start < stop else None
         # of the last layer only one position is read
-        single = readout and not self.averaged and not self.of_tokens and stop == layers
+        single = readout and self.reads_one and stop == layers
         alone = stop - 1 if single else stop
         if self.scan and isinstance(body, Decoder) and start < alone:
             among = by_stage[start + 1 : alone + 1]
@@ -133,6 +146,8 @@ class TextModel(nnx.Module):
             states.append(self.remembered(layer)(states[-1], context, by_stage[number + 1]))
         if readout and self.averaged and start < stop == layers:
             states[-1] = average(states[-1], batch["attention_mask"])[:, None]
+        if readout and self.cloze is not None and not self.reads_one and start < stop == layers:
+            states[-1] = at(states[-1], gap(self.cloze, batch["attention_mask"]))
         if whole:
             states[-1] = body.finish(states[-1])
         return states
@@ -163,8 +178,21 @@ class TextModel(nnx.Module):
 
         A classifier of tokens takes it whole and gives (batch, length, labels).
         """
+        if self.cloze is not None:
+            return self.word_logits(hidden[:, 0], self.cloze.words)
         read = self.pool(hidden, seeds=seeds) if self.pooled else hidden if self.of_tokens else hidden[:, 0]
         return self.classifier(dropout(read, self.dropout_rate, None if seeds is None else fold_in(seeds, POOLED_SEED)))
+
+    def word_logits(self, hidden: jax.Array, words: tuple[tuple[int, ...], ...]) -> jax.Array:
+        """Hidden states (batch, hidden) to the mean logit of each class's words, token ids: float32 (batch, classes).
+
+        They meet only these rows of the vocabulary matrix.
+        """
+        head: Any = self.lm_head if self.causal_lm else self.masked_lm
+        tokens = jnp.asarray([token for every in words for token in every], jnp.int32)
+        logits = head(hidden, head.matrix(self.body), tokens)
+        ends = np.cumsum([len(every) for every in words])[:-1].tolist()
+        return jnp.stack([part.mean(-1) for part in jnp.split(logits, ends, axis=-1)], axis=-1)
 
     def vocabulary_head(self) -> Callable[[jax.Array], jax.Array]:
         """What makes float32 logits over the vocabulary of hidden states (..., hidden).

@@ -46,6 +46,9 @@ class PostNormConfig(Config):
             config, source, position_embedding_type="absolute", is_decoder=False, add_cross_attention=False, pruned_heads={}
         )
 
+    def body(self, dtype: jnp.dtype) -> PostNormEncoder:
+        return PostNormEncoder(self, dtype)
+
     @property
     def embedding_width(self) -> int:
         """Numbers a token's embedding has; a projection follows where that is not `hidden_size`."""

@@ -9,6 +9,8 @@ import dataclasses
 from typing import Any, ClassVar
 
 from ftjax.models.decoder import DecoderConfig, Design, Kind, layer_types, window_of
+from ftjax.models.llama import names_of
+from ftjax.models.names import NameTable
 from ftjax.models.rope import Rope
 
 
@@ -17,6 +19,7 @@ class Qwen2Config(DecoderConfig):
     """Qwen2's numbers; the defaults are those of transformers."""
 
     model_type: ClassVar[str] = "qwen2"
+    table: ClassVar[NameTable] = names_of("Qwen2")
     renamed: ClassVar[dict[str, str]] = {"rms_norm_eps": "norm_eps"}
 
     vocab_size: int = 151936
@@ -49,6 +52,7 @@ class Qwen3Config(Qwen2Config):
     """Qwen3's numbers; the defaults are those of transformers."""
 
     model_type: ClassVar[str] = "qwen3"
+    table: ClassVar[NameTable] = names_of("Qwen3")
 
     head_dim: int | None = 128
     attention_bias: bool = False

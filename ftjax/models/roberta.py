@@ -10,8 +10,34 @@ import dataclasses
 from typing import Any, ClassVar
 
 from ftjax.errors import InputError
-from ftjax.models.bert import BertConfig
+from ftjax.models.bert import BertConfig, encoder_names
 from ftjax.models.body import Pooling
+from ftjax.models.names import NameTable, dense, norm
+
+NAMES = NameTable(
+    prefix="roberta.",
+    rules=(
+        *encoder_names("roberta."),
+        *dense("pooler", "classifier.dense"),
+        *dense("classifier", "classifier.out_proj"),
+        *dense("masked_lm.transform", "lm_head.dense"),
+        *norm("masked_lm.norm", "lm_head.layer_norm"),
+        ("masked_lm.bias", "lm_head.bias", False),
+    ),
+    copies=(
+        ("lm_head.decoder.weight", "encoder.embeddings.word.embedding"),
+        ("lm_head.decoder.bias", "masked_lm.bias"),
+    ),
+    carried=(
+        r"roberta\.embeddings\.(position_ids|token_type_ids)",
+        r"roberta\.pooler\.dense\.(weight|bias)",  # the base model's, which no classifier reads
+        r"lm_head\..*",
+        r"classifier\.((dense|out_proj)\.)?(weight|bias)",
+        r"qa_outputs\.(weight|bias)",
+    ),
+    classes=("RobertaForSequenceClassification", "RobertaForMaskedLM"),
+)
+"""BERT's, with a pooler that belongs to the classifier, and a head of their own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +45,7 @@ class RobertaConfig(BertConfig):
     """RoBERTa's numbers; the defaults are those of transformers' RobertaConfig."""
 
     model_type: ClassVar[str] = "roberta"
+    table: ClassVar[NameTable] = NAMES
     pooling: ClassVar[Pooling] = Pooling(dropout_before=True)
 
     vocab_size: int = 50265
@@ -47,5 +74,8 @@ class XlmRobertaConfig(RobertaConfig):
     """XLM-R's numbers; the defaults are those of transformers' XLMRobertaConfig."""
 
     model_type: ClassVar[str] = "xlm-roberta"
+    table: ClassVar[NameTable] = dataclasses.replace(
+        NAMES, classes=("XLMRobertaForSequenceClassification", "XLMRobertaForMaskedLM")
+    )
 
     vocab_size: int = 30522

@@ -29,12 +29,63 @@ from ftjax.models.layers import (
     dot,
     relative_buckets,
 )
+from ftjax.models.names import NameTable, Rule, embedding
 from ftjax.random import dropout, fold_in
 
 ENCODER_SEED, DECODER_SEED = range(2)  # an example's uses of its seed
 EMBED_SEED, FINAL_SEED, LAYERS_SEED = range(3)  # a part's
 KeysValues = tuple[jax.Array, jax.Array]
 """Keys and values, (batch, length, heads, head_size) each."""
+
+
+def _dense(ours: str, theirs: str) -> Rule:
+    return (f"{ours}.kernel", f"{theirs}.weight", True)  # no layer of T5 has a bias
+
+
+def _scale(ours: str, theirs: str) -> Rule:
+    return (f"{ours}.scale", f"{theirs}.weight", False)
+
+
+def _attention(ours: str, theirs: str) -> tuple[Rule, ...]:
+    return tuple(_dense(f"{ours}.{name}", f"{theirs}.{name[0]}") for name in ("query", "key", "value", "output"))
+
+
+def _mlp(ours: str, theirs: str, gated: bool) -> tuple[Rule, ...]:
+    up = (_dense(f"{ours}.gate", f"{theirs}.wi_0"), _dense(f"{ours}.up", f"{theirs}.wi_1"))
+    return (*(up if gated else (_dense(f"{ours}.up", f"{theirs}.wi"),)), _dense(f"{ours}.down", f"{theirs}.wo"))
+
+
+def names_of(*, gated: bool) -> NameTable:
+    """For a feed-forward network with or without a gate. Base and task models spell alike."""
+    encoder, decoder = "encoder.block.*.layer", "decoder.block.*.layer"
+    relative = "block.0.layer.0.SelfAttention.relative_attention_bias"
+    return NameTable(
+        prefix="",
+        rules=(
+            *embedding("encoder.embeddings.word", "shared"),
+            *embedding("encoder.embeddings.relative_attention_bias", f"encoder.{relative}"),
+            *_attention("encoder.layers.*.attention", f"{encoder}.0.SelfAttention"),
+            _scale("encoder.layers.*.attention_norm", f"{encoder}.0.layer_norm"),
+            *_mlp("encoder.layers.*.mlp", f"{encoder}.1.DenseReluDense", gated),
+            _scale("encoder.layers.*.mlp_norm", f"{encoder}.1.layer_norm"),
+            _scale("encoder.norm", "encoder.final_layer_norm"),
+            *embedding("decoder.embeddings.relative_attention_bias", f"decoder.{relative}"),
+            *_attention("decoder.layers.*.attention", f"{decoder}.0.SelfAttention"),
+            _scale("decoder.layers.*.attention_norm", f"{decoder}.0.layer_norm"),
+            *_attention("decoder.layers.*.cross_attention", f"{decoder}.1.EncDecAttention"),
+            _scale("decoder.layers.*.cross_attention_norm", f"{decoder}.1.layer_norm"),
+            *_mlp("decoder.layers.*.mlp", f"{decoder}.2.DenseReluDense", gated),
+            _scale("decoder.layers.*.mlp_norm", f"{decoder}.2.layer_norm"),
+            _scale("decoder.norm", "decoder.final_layer_norm"),
+            _dense("lm_head", "lm_head"),
+        ),
+        copies=tuple(
+            (name, "encoder.embeddings.word.embedding")
+            for name in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
+        ),
+        carried=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
+        classes=("", "T5ForConditionalGeneration"),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +96,7 @@ class T5Config(Config):
     """
 
     model_type: ClassVar[str] = "t5"
+    table: ClassVar[NameTable] = names_of(gated=False)
     renamed: ClassVar[Mapping[str, str]] = {
         "d_model": "hidden_size",
         "num_layers": "num_hidden_layers",
@@ -78,6 +130,10 @@ class T5Config(Config):
     decoder_start_token_id: int | None = None
     eos_token_id: int | None = 1
     own_lm_head: bool = False
+
+    @property
+    def names(self) -> NameTable:
+        return names_of(gated=True) if self.gated else self.table
 
     def check(self, config: dict[str, Any], source: str) -> None:
         if self.activation not in ACTIVATIONS or self.feed_forward_proj.removeprefix("gated-").count("-"):

@@ -5,8 +5,8 @@ in EDA (Wei & Zou, 2019, https://arxiv.org/abs/1901.11196), whose swap takes any
 
 Each takes a batch and seeds, uint32 (batch,), and gives a batch of the same shapes with other input_ids, and where
 tokens go, other attention_mask and token_type_ids. What happens to a row depends on its seed and its tokens alone, not
-on its padding or its place in the batch. Special tokens and padding are left alone, and a row that has any other
-token keeps at least one. A row is taken to be padded on the right.
+on its padding or its place in the batch. Special tokens, padding and what stands around every text (`template`, see `content`)
+are left alone, and a row that has any other token keeps at least one. A row is taken to be padded on the right.
 """
 
 from __future__ import annotations
@@ -26,9 +26,16 @@ Augmentation = Callable[[Batch, jax.Array], Batch]
 PARITY_SEED, SWAP_SEED = range(2)  # an example's uses of its seed
 
 
-def content(batch: Batch, special_ids: tuple[int, ...]) -> jax.Array:
-    """Which tokens are text, neither padding nor special: bool (batch, length)."""
-    found = batch["attention_mask"] > 0
+def content(batch: Batch, special_ids: tuple[int, ...], template: tuple[int, int] = (0, 0)) -> jax.Array:
+    """Which tokens are text, neither padding nor special: bool (batch, length).
+
+    template: how many tokens at the beginning and at the end of every row are no text but what stands around it.
+    """
+    mask = batch["attention_mask"]
+    found = mask > 0
+    if template != (0, 0):
+        (before, after), place = template, jnp.arange(mask.shape[1], dtype=jnp.int32)[None, :]
+        found &= (place >= before) & (place < mask.sum(-1, keepdims=True, dtype=jnp.int32) - after)
     for special in special_ids:
         found &= batch["input_ids"] != special
     return found
@@ -101,9 +108,10 @@ class TokenDropout:
     probability: float = 0.1
     mask_token_id: int | None = None
     pad_token_id: int = 0
+    template: tuple[int, int] = (0, 0)
 
     def __call__(self, batch: Batch, seeds: jax.Array) -> Batch:
-        dropped = dropped_tokens(content(batch, self.special_ids), seeds, self.probability)
+        dropped = dropped_tokens(content(batch, self.special_ids, self.template), seeds, self.probability)
         if self.mask_token_id is None:
             return compact(batch, (batch["attention_mask"] > 0) & ~dropped, self.pad_token_id)
         return {**batch, "input_ids": jnp.where(dropped, self.mask_token_id, batch["input_ids"])}
@@ -116,9 +124,10 @@ class SpanDeletion:
     special_ids: tuple[int, ...]
     probability: float = 0.15
     pad_token_id: int = 0
+    template: tuple[int, int] = (0, 0)
 
     def __call__(self, batch: Batch, seeds: jax.Array) -> Batch:
-        deleted = deleted_span(content(batch, self.special_ids), seeds, self.probability)
+        deleted = deleted_span(content(batch, self.special_ids, self.template), seeds, self.probability)
         return compact(batch, (batch["attention_mask"] > 0) & ~deleted, self.pad_token_id)
 
 
@@ -128,7 +137,8 @@ class WordSwap:
 
     special_ids: tuple[int, ...]
     probability: float = 0.1
+    template: tuple[int, int] = (0, 0)
 
     def __call__(self, batch: Batch, seeds: jax.Array) -> Batch:
-        source = swapped_neighbours(content(batch, self.special_ids), seeds, self.probability)
+        source = swapped_neighbours(content(batch, self.special_ids, self.template), seeds, self.probability)
         return {**batch, "input_ids": jnp.take_along_axis(batch["input_ids"], source, axis=1)}

@@ -108,3 +108,6 @@ class CausalLM:
         total, right = blockwise(module.vocabulary_head(), hidden, labels, self.block)
         weight = (labels >= 0).astype(jnp.float32).sum()
         return (total, weight), {"causal_lm_accuracy": (right, weight)}
+
+
+LOSS = CausalLM

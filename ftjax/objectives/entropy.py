@@ -30,3 +30,6 @@ class Entropy:
         weights = rows(batch)
         losses = weights * entropy(class_logits(self.model, params, batch, seeds))
         return (losses.sum(), weights.sum()), {}
+
+
+LOSS = Entropy

@@ -107,8 +107,8 @@ def mask_tokens(
 class MaskedLM:
     """Cross-entropy of the masked tokens, masked anew at every step; also the metric `masked_lm_accuracy`.
 
-    special_ids are never masked. Without seeds (evaluation) the masks are those of a fixed seed an example; with
-    `static` they are in training too, so that an example always has the same ones (dropout still changes).
+    special_ids, and the template of a cloze, are never masked. Without seeds (evaluation) the masks are those of a fixed seed
+    an example; with `static` they are in training too, so that an example always has the same ones (dropout still changes).
     whole_word: mask whole words, which `continuations` tells: a byte for every id of the vocabulary, not 0 where the
     token continues the word before it, see `wordpiece_continuations`. (Bytes, since their hash is kept: an objective is
     hashed at every step.)
@@ -148,7 +148,7 @@ class MaskedLM:
             continues = jnp.asarray(np.frombuffer(self.continuations, np.uint8) > 0)[batch["input_ids"]]
         masked = mask_tokens(
             batch["input_ids"],
-            content(batch, self.special_ids),
+            content(batch, self.special_ids, self.model.template),
             fixed_seeds(batch) if seeds is None or self.static else seeds,
             mask_token_id=self.mask_token_id,
             vocab_size=self.model.config.vocab_size,

@@ -23,9 +23,8 @@ import numpy as np
 from ftjax.errors import InputError
 from ftjax.models import LORA, SEQ2SEQ, Lora, Model, Params, build, kernel_of, with_lora
 from ftjax.models.layers import column_norms
+from ftjax.models.names import SPANS, TOKENS, NameTable
 from ftjax.pretrained.hub import exists, model_directory
-from ftjax.pretrained.names import NameTable
-from ftjax.pretrained.names.table import SPANS, TOKENS
 from ftjax.pretrained.tensors import Header, SafeTensors, Weights, read_json, read_whole, write_tensors
 
 CONFIG, WEIGHTS, CHANGES = "adapter_config.json", "adapter_model.safetensors", "config_changes.json"
@@ -262,7 +261,7 @@ def write_adapter(
     lora = lora_of(model)
     rank, scale = max(ranks.values()), lora.scale
     own = {module: number for module, number in ranks.items() if number != rank}
-    unused = ("masked_lm.", "lm_head.") if heads["num_labels"] else ()
+    unused = ("masked_lm.", "lm_head.") if heads["num_labels"] and model.cloze is None else ()
     saved = sorted({_module(named[ours][0]) for ours in trained if ours in named and not ours.startswith(unused)})
     for ours, (theirs, transposed) in named.items():
         if _module(theirs) in saved:
@@ -298,7 +297,7 @@ def task_type(model: Model) -> str | None:
     heads = dict(model.heads)
     if type(model.config) in SEQ2SEQ:
         return "SEQ_2_SEQ_LM"
-    if heads["num_labels"]:
+    if heads["num_labels"] and model.cloze is None:
         return OF_TOKENS.get(heads["classifier"], ("SEQ_CLS",))[0]
     return "CAUSAL_LM" if heads["causal_lm"] else None
 
@@ -309,7 +308,7 @@ def check_adapter(model: Model, trained: Collection[str]) -> None:
     if model.lora is None:
         raise InputError(f"{where}: needs low-rank matrices; train some with --train-parameters lora:R.")
     for name in trained:
-        if name.startswith("masked_lm.") and not dict(model.heads)["num_labels"]:
+        if name.startswith("masked_lm.") and (model.cloze is not None or not dict(model.heads)["num_labels"]):
             raise InputError(f"{where}: PEFT has no task for masked language modelling; take huggingface.")
         if name.endswith(".embedding"):
             raise InputError(f"{where}: {name} trains, and an adapter holds no embeddings; take huggingface, or freeze them.")

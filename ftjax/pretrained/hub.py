@@ -77,7 +77,7 @@ def model_directory(name_or_directory: str | Path) -> Path:
 
 
 def check_push(repository: str) -> None:
-    """InputError unless `repository` is a name that the hub takes and somebody is logged in."""
+    """InputError unless `repository` is a name that the hub takes, somebody is logged in and the hub may be asked."""
     import huggingface_hub
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -88,6 +88,8 @@ def check_push(repository: str) -> None:
         raise InputError(f"--push-to-hub {repository}: no name of a repository; give OWNER/NAME or NAME.") from None
     if huggingface_hub.get_token() is None:
         raise InputError("--push-to-hub: nobody is logged in to the hub; run hf auth login, or set HF_TOKEN.")
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        raise InputError("--push-to-hub: HF_HUB_OFFLINE is set, which keeps the hub out; unset it.")
 
 
 def push(directory: Path, repository: str, *, private: bool) -> str:

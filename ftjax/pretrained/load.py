@@ -19,6 +19,7 @@ from ftjax.models import (
     CONFIGS,
     SEQ2SEQ,
     Classifier,
+    Cloze,
     Config,
     Lora,
     Model,
@@ -32,16 +33,18 @@ from ftjax.models import (
     with_lora,
 )
 from ftjax.models.layers import column_norms
+from ftjax.models.names import SPANS, TOKENS, NameTable
 from ftjax.models.shapes import SHAPES
 from ftjax.pretrained import gguf, keras
 from ftjax.pretrained.adapter import Adapter, Replaced, attach, locate, read_adapter
 from ftjax.pretrained.hub import model_directory
-from ftjax.pretrained.names import NameTable, table_of
-from ftjax.pretrained.names.table import SPANS, TOKENS
 from ftjax.pretrained.tensors import INDEX, SINGLE, Parts, SafeTensors, Weights, read_json, safetensors_files
 
 FLOATS = (np.dtype("float32"), np.dtype("float16"), np.dtype("float64"), np.dtype(ml_dtypes.bfloat16))
-NOTES = {"architectures": list, "problem_type": str, "ftjax_task": str, "ftjax_masking": dict, "ftjax_max_target_length": int}
+NOTES = {
+    **{"architectures": list, "problem_type": str, "ftjax_task": str, "ftjax_masking": dict, "ftjax_max_target_length": int},
+    "ftjax_cloze": dict,
+}
 """What tells the task of a trained model in config.json -> its type."""
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "model.bin", "model.ckpt", "flax_model.msgpack")
 
@@ -97,7 +100,7 @@ def read_config(directory: Path | str, adapter: Path | None = None) -> tuple[Con
     if adapter is not None:
         raw = read_adapter(adapter).config_after(raw)
         _check_notes(raw, adapter)
-    return config, raw, table_of(config)
+    return config, raw, config.names
 
 
 def _check_notes(raw: dict[str, Any], source: Path) -> None:
@@ -138,6 +141,41 @@ def saved_classifier(config: Config, raw_config: dict[str, Any]) -> Classifier |
     named = next((kind for end, kind in ends.items() if saved_class(raw_config).endswith(end)), None)
     marked = raw_config.get("ftjax_classifier")
     return next((kind for kind in (named, marked) if kind in config.classifiers), config.own_classifier)
+
+
+def noted_cloze(raw_config: dict[str, Any]) -> tuple[str, dict[str, tuple[str, ...]]] | None:
+    """The template and, by class, the words of a cloze that a model was trained with, as config.json has them.
+
+    InputError where that is damaged.
+    """
+    if raw_config.get("ftjax_classifier") != "cloze":
+        return None
+    noted = raw_config.get("ftjax_cloze") or {}
+    template, words = noted.get("template"), noted.get("words")
+    if not (
+        isinstance(template, str)
+        and isinstance(words, dict)
+        and all(isinstance(found, dict) and found for found in words.values())
+        and all(type(noted.get(name)) is int for name in ("before", "after", "gap"))
+    ):
+        raise InputError("config.json: ftjax_cloze must hold a template, the classes' words, before, after and gap.")
+    return template, {name: tuple(found) for name, found in words.items()}
+
+
+def saved_cloze(raw_config: dict[str, Any], labels: tuple[str, ...], config: Config) -> Cloze:
+    """The same as the classifier of these classes needs it."""
+    if noted_cloze(raw_config) is None:
+        raise ValueError("A classifier of this kind needs to know its cloze.")
+    noted = raw_config["ftjax_cloze"]
+    tokens = tuple(tuple(noted["words"].get(label, {}).values()) for label in labels)
+    if not all(every and all(type(t) is int and 0 <= t < config.vocab_size for t in every) for every in tokens):
+        raise InputError(
+            "config.json: ftjax_cloze has not a token of the vocabulary for every word of every class in id2label."
+        )
+    before, after, gap = (noted[name] for name in ("before", "after", "gap"))
+    if min(before, after) < 0 or before + after >= config.max_length or abs(gap) >= config.max_length:
+        raise InputError("config.json: ftjax_cloze has before, after or gap beyond the longest row.")
+    return Cloze(tokens, before, after, gap)
 
 
 def saved_class(raw_config: dict[str, Any]) -> str:
@@ -220,6 +258,7 @@ def load_pretrained(
     adapter: str | Path | None = None,
     labels: tuple[str, ...] | None = None,
     classifier: Classifier | None = None,
+    cloze: Cloze | None = None,
     masked_lm: bool = False,
     causal_lm: bool = False,
     scan: bool = False,
@@ -237,6 +276,7 @@ def load_pretrained(
     labels: class names for a classification head; None takes the head that the files hold, if any. A head in the
         files that is of another kind or has other class names is left aside and a new one initialised.
     classifier: the head's kind (see `ftjax.models.body.Classifier`); None takes the files', or the architecture's own.
+    cloze: what a classifier of that kind reads, with the words of every label; None takes the files'.
     masked_lm, causal_lm: add the head that predicts masked tokens, or the next one, from the files or new.
     scan: see `ftjax.models.build`.
     precision: operand dtype of dot products, "float32" or "bfloat16"; parameters are float32 either way.
@@ -255,9 +295,18 @@ def load_pretrained(
     if dropout is not None:
         config = config.with_dropout(dropout)
     saved = saved_classifier(config, raw_config)
-    kind = classifier or saved
+    in_words = saved_labels(raw_config) if saved == "cloze" else ()
+    other = saved == "cloze" and cloze is None and labels not in (None, (), in_words)  # their words are not known
+    kind = classifier or (config.own_classifier if other else saved)
+    reads_words = kind == "cloze" and labels != ()
     _check_heads(
-        config, raw_config, directory, kind, classify=bool(labels or classifier), masked_lm=masked_lm, causal_lm=causal_lm
+        config,
+        raw_config,
+        directory,
+        kind,
+        classify=bool(labels or classifier),
+        masked_lm=masked_lm or (reads_words and not config.causal),
+        causal_lm=causal_lm,
     )
     kept = table.with_classifier(saved)
     weights: Weights = SafeTensors([]) if from_scratch else open_weights(directory, kept, adapted)
@@ -265,15 +314,17 @@ def load_pretrained(
     config = config.for_files(["lm_head.weight"] if from_scratch else spelled)
     head = spelled.get(kept.theirs("classifier.kernel")[0]) if config.classifiers else None
     rows = (weights.headers[head].shape or (0,))[0] if head else 0
-    in_files = () if not rows else unnamed(rows) if saved == "span" else saved_labels(raw_config) or unnamed(rows)
+    in_files = in_words if not rows else unnamed(rows) if saved == "span" else saved_labels(raw_config) or unnamed(rows)
     if adapted is not None and head in adapted.whole and len(in_files) != rows:
         in_files = unnamed(rows)  # PEFT keeps no names of classes
-    if len(in_files) != rows:
+    if len(in_files) != rows and not in_words:
         raise InputError(f"{directory}: {head} has {rows} rows but config.json names {len(in_files)} labels.")
     labels = in_files if labels is None else labels
     numbered = in_files == unnamed(rows) and labels == tuple(map(str, range(rows)))
     fits = rows > 0 and (labels == in_files or numbered) and kind == saved
     table = table.with_classifier(kind)
+    if reads_words and labels:
+        cloze = cloze or saved_cloze(raw_config, labels, config)
 
     model = build(
         config,
@@ -283,6 +334,7 @@ def load_pretrained(
         masked_lm=masked_lm,
         causal_lm=causal_lm,
         scan=scan,
+        cloze=cloze if reads_words and labels else None,
         precision=precision,
     )
     named = {ours: table.theirs(ours) for ours in model.shapes}
@@ -314,7 +366,9 @@ def load_pretrained(
     for ours, name in read.items():
         value = read_parameter(weights, name, model.shapes[ours].shape, transposed=named[ours][1])
         params[ours] = jax.device_put(value) if put is None else put(ours, value)
-    if masked_lm or causal_lm or not config.classifiers:  # without a classifier: a model that always predicts tokens
+    if (
+        any(dict(model.heads)[head] for head in ("masked_lm", "causal_lm")) or not config.classifiers
+    ):  # without a classifier: a model that always predicts tokens
         check_copies(weights, table, spelled, read, params, directory)
     replaced = () if adapted is None else tuple(ours for ours, name in read.items() if name.partition("/")[0] in adapted.whole)
     if adapted is not None:
@@ -358,6 +412,17 @@ def _check_heads(
     if masked_lm and raw_config.get("tie_word_embeddings", True) is False:
         raise InputError(
             f"{directory}: tie_word_embeddings=false is not supported; masked language modelling reads the word embeddings."
+        )
+
+
+def check_cloze(pretrained: Pretrained) -> None:
+    """InputError for a classifier by words whose language model the files did not have."""
+    if pretrained.model.cloze is not None and any(name.startswith(("masked_lm.", "lm_head.")) for name in pretrained.new):
+        causal = pretrained.model.config.causal
+        lacks, loss = ("head for the next token", "causal-lm") if causal else ("masked-language-modelling head", "masked-lm")
+        raise InputError(
+            f"{pretrained.directory}: has no trained {lacks}, which a cloze reads; take another way to classify, or train one "
+            f"first, as --adapt-epochs of ftjax train does by {loss}."
         )
 
 

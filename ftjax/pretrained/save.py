@@ -16,7 +16,6 @@ from ftjax.models.body import OF_TOKENS
 from ftjax.pretrained import gguf
 from ftjax.pretrained.adapter import check_adapter, write_adapter
 from ftjax.pretrained.load import Pretrained, open_weights, read_config
-from ftjax.pretrained.names import table_of
 from ftjax.pretrained.tensors import read_whole, write_tensors
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "added_tokens.json")
@@ -33,14 +32,15 @@ def save_pretrained(pretrained: Pretrained, params: Params, directory: str | Pat
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    table = table_of(pretrained.model.config).with_classifier(pretrained.classifier)
+    table = pretrained.model.config.names.with_classifier(pretrained.classifier)
     has_head = bool(pretrained.labels)
     causal_lm = bool(dict(pretrained.model.heads)["causal_lm"])
     prefixed = has_head or causal_lm or "masked_lm.bias" in params
     params = merge_lora(pretrained.model, params)
     tensors: dict[str, np.ndarray] = {}
     for ours, value in params.items():
-        if (ours in pretrained.new and not trained) or (ours.startswith(("masked_lm.", "lm_head.")) and trained and has_head):
+        unread = has_head and pretrained.model.cloze is None and ours.startswith(("masked_lm.", "lm_head."))
+        if unread if trained else ours in pretrained.new:
             continue
         theirs, transposed = table.theirs(ours)
         name = (theirs if prefixed else theirs.removeprefix(table.prefix)) if trained else pretrained.spelled[ours]
@@ -67,11 +67,11 @@ def save_pretrained(pretrained: Pretrained, params: Params, directory: str | Pat
 
 def trained_config(pretrained: Pretrained) -> dict[str, Any]:
     """What config.json says of a model after training: the class that loads it, and the classes it tells apart."""
-    table = table_of(pretrained.model.config).with_classifier(pretrained.classifier)
+    table = pretrained.model.config.names.with_classifier(pretrained.classifier)
     config, heads = dict(pretrained.raw_config), dict(pretrained.model.heads)
     if pretrained.labels:
         config |= {
-            "architectures": [table.classes[0]],
+            "architectures": [table.classes[0 if pretrained.model.cloze is None else 1]],
             "problem_type": pretrained.problem_type,
             "id2label": {str(i): label for i, label in enumerate(pretrained.labels)},
             "label2id": {label: i for i, label in enumerate(pretrained.labels)},
@@ -80,6 +80,8 @@ def trained_config(pretrained: Pretrained) -> dict[str, Any]:
             config.pop("ftjax_classifier", None)
         else:
             config["ftjax_classifier"] = pretrained.classifier  # no class of transformers has this head
+        if pretrained.model.cloze is None:
+            config.pop("ftjax_cloze", None)
     elif heads["masked_lm"] or heads["causal_lm"]:
         config["architectures"] = [table.classes[1]]
     return config
@@ -107,6 +109,6 @@ def save_adapter(
     config, before = trained_config(pretrained), read_config(pretrained.directory)[1]
     changes = {"model_type": before.get("model_type")} | {n: v for n, v in config.items() if before.get(n) != v}
     directory, base = Path(directory), Path(base).expanduser().resolve() if Path(base).expanduser().exists() else base
-    table = table_of(pretrained.model.config).with_classifier(pretrained.classifier)
+    table = pretrained.model.config.names.with_classifier(pretrained.classifier)
     write_adapter(pretrained.model, params, changed, table, directory, base=str(base), changes=changes)
     save_tokenizer(pretrained, directory)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 NOT_SETTINGS = {
     *("seed", "output", "resume", "json", "command", "device", "versions", "labels", "bucket_lengths", "files"),
-    *("tracker", "tracker_project", "tracker_run"),
+    *("tracker", "tracker_project", "tracker_run", "push_to_hub", "private"),
     *("log_every", "save_every", "prefix_cache", "prefix_cache_memory_gb", "prefix_cache_disk_gb", "prefix_cache_dir"),
 }
 """Keys of config.json in which the runs of one setting may differ."""

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 
 from ftjax.data.files import Rows
-from ftjax.data.tokenize import Examples, encode, label_names
-from ftjax.errors import InputError
+from ftjax.data.template import Template
+from ftjax.data.tokenize import Examples, encode, label_names, label_numbers
+from ftjax.descriptions import TEMPLATES, Descriptions
+from ftjax.errors import InputError, did_you_mean
 from ftjax.evaluation import softmax
 from ftjax.models import Model
 from ftjax.objectives import Loss
 from ftjax.objectives.classification import Classification
+from ftjax.pretrained.load import noted_cloze
 from ftjax.tasks.task import LOSS, Metric, Outputs, Task
 
 if TYPE_CHECKING:
@@ -65,7 +68,11 @@ def keep_labels(rows: Rows, names: tuple[str, ...], number: int, seed: int) -> R
 
 @dataclasses.dataclass(frozen=True)
 class TextClassification(Task):
-    """Labels are class names; the prediction is the likeliest."""
+    """Labels are class names; the prediction is the likeliest.
+
+    words, template: those of a cloze, by class; None: the usual classifier, or the usual template. placed: the template as the
+    tokenizer spells it.
+    """
 
     name: ClassVar[str] = "classification"
     metrics: ClassVar[dict[str, Metric]] = {
@@ -76,6 +83,46 @@ class TextClassification(Task):
     }
     problem_type: ClassVar[str | None] = "single_label_classification"
     row_classes: ClassVar[bool] = True
+
+    words: Descriptions | None = dataclasses.field(default=None, hash=False)
+    template: str | None = None
+    placed: Template | None = None
+
+    @classmethod
+    def of(cls, settings: Any) -> Self:
+        task = super().of(settings)
+        if getattr(settings, "classifier", None) != "cloze":
+            return task
+        return dataclasses.replace(task, words=settings.label_words, template=settings.template)
+
+    @classmethod
+    def starting(cls, settings: Any, raw_config: dict[str, Any]) -> Self:
+        task = cls.of(settings)
+        noted = noted_cloze(raw_config)
+        if noted is None or settings.classifier not in (None, "cloze"):
+            return task
+        template, words = noted
+        return dataclasses.replace(task, words=task.words or words, template=task.template or template)
+
+    @classmethod
+    def trained(cls, raw_config: dict[str, Any]) -> bool:
+        return raw_config.get("ftjax_classifier") == "cloze"
+
+    @classmethod
+    def saved(cls, settings: Any, raw_config: dict[str, Any], labels: tuple[str, ...]) -> Self:
+        task = super().saved(settings, raw_config, labels)
+        template, words = noted_cloze(raw_config) or (None, None)
+        return dataclasses.replace(task, words=words, template=template)
+
+    def notes(self) -> dict[str, Any]:
+        if self.cloze is None or self.words is None:
+            return {}
+        tokens = {
+            name: dict(zip(self.words[name], found, strict=True))
+            for name, found in zip(self.labels, self.cloze.words, strict=True)
+        }
+        places = {"before": self.cloze.before, "after": self.cloze.after, "gap": self.cloze.gap}
+        return {"ftjax_cloze": {"template": self.template, "words": tokens, **places}}
 
     def keep_labels(self, rows: Sequence[Rows], number: int, seed: int) -> list[Rows]:
         names = label_names(rows)
@@ -89,8 +136,30 @@ class TextClassification(Task):
         labels = label_names(rows)
         return dataclasses.replace(self, labels=declared if labels and set(labels) <= set(declared) else labels)
 
+    def with_tokenizer(self, tokenizer: PreTrainedTokenizerFast, max_length: int, *, causal: bool) -> Self:
+        """InputError for a class without words, words without a class, and as `ftjax.data.template.Template` has it."""
+        if self.words is None or not self.labels:
+            return self
+        for name in self.words:
+            if name not in self.labels:
+                near = did_you_mean(name, self.labels)
+                raise InputError(f"--description {name}=...: there is no such class; there are {', '.join(self.labels)}.{near}")
+        if without := [name for name in self.labels if not self.words.get(name)]:
+            raise InputError(
+                f"--classifier cloze: no word for the class {without[0]!r}; give one with --description '{without[0]}=WORD'."
+            )
+        template = self.template or TEMPLATES["decoder" if causal else "encoder"]
+        placed = Template.of(template, tokenizer, causal=causal, max_length=max_length)
+        words = {name: self.words[name] for name in self.labels}
+        return dataclasses.replace(self, words=words, template=template, placed=placed, cloze=placed.cloze(words, tokenizer))
+
     def encode(self, rows: Rows, tokenizer: PreTrainedTokenizerFast, max_length: int) -> Examples:
-        return encode(rows, tokenizer, self.labels, max_length)
+        if self.placed is None:
+            return encode(rows, tokenizer, self.labels, max_length)
+        if rows.pairs:
+            raise InputError(f"{rows.source}: a cloze has one text a row; leave --text-pair-column out.")
+        examples = self.placed.encode(rows.texts, tokenizer, max_length)
+        return dataclasses.replace(examples, labels=label_numbers(rows, self.labels))
 
     def loss(self, model: Model) -> Loss:
         return Classification(model)

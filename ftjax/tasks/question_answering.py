@@ -24,10 +24,10 @@ from ftjax.errors import InputError
 from ftjax.evaluation import softmax
 from ftjax.models import Model, Params
 from ftjax.models.body import Classifier
+from ftjax.models.names import SPANS
 from ftjax.objectives import NO_LABEL, Batch, Loss
 from ftjax.objectives.span import Span, span_logits
 from ftjax.pretrained.load import saved_class, unnamed
-from ftjax.pretrained.names.table import SPANS
 from ftjax.tasks.task import LOSS, Metric, Outputs, Task
 
 if TYPE_CHECKING:

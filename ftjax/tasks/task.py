@@ -19,7 +19,7 @@ from ftjax.data.tokenize import Examples
 from ftjax.errors import InputError
 from ftjax.evaluation import predict_step
 from ftjax.models import Model, Params
-from ftjax.models.body import Classifier, Config
+from ftjax.models.body import Classifier, Cloze, Config
 from ftjax.objectives import Batch, Loss
 from ftjax.pretrained.load import refuse_seq2seq
 
@@ -50,9 +50,11 @@ class Task:
     """What is learnt. A new task is a subclass in a file of its own that says what differs from this.
 
     labels: the names of the classes, in the order of the head's outputs; () before `fitted`, or where nothing is labelled.
+    cloze: what a classifier by words in a gap reads; None for any other.
     """
 
     labels: tuple[str, ...] = ()
+    cloze: Cloze | None = None
 
     name: ClassVar[str]
     metrics: ClassVar[Mapping[str, Metric]]
@@ -82,6 +84,11 @@ class Task:
         if getattr(settings, "window_overlap", None) is not None:
             raise InputError("--window-overlap is for --task question-answering.")
         return cls()
+
+    @classmethod
+    def starting(cls, settings: Any, raw_config: dict[str, Any]) -> Self:
+        """The same, to train a model with this config.json, which may say what the settings leave open."""
+        return cls.of(settings)
 
     @classmethod
     def trained(cls, raw_config: dict[str, Any]) -> bool:
@@ -141,6 +148,13 @@ class Task:
 
     def with_vocabulary(self, vocabulary: Vocabulary) -> Self:
         """The task with what it must know of the tokenizer; called before anything is encoded."""
+        return self
+
+    def with_tokenizer(self, tokenizer: PreTrainedTokenizerFast, max_length: int, *, causal: bool) -> Self:
+        """The task with what it must ask the tokenizer itself; called once the classes are known.
+
+        max_length: of rows. causal: whether the model is a decoder.
+        """
         return self
 
     def encode(self, rows: Rows, tokenizer: PreTrainedTokenizerFast, max_length: int) -> Examples:

@@ -18,10 +18,10 @@ from ftjax.errors import InputError
 from ftjax.evaluation import softmax
 from ftjax.models import Model
 from ftjax.models.body import Classifier
+from ftjax.models.names import TOKENS
 from ftjax.objectives import NO_LABEL, Loss
 from ftjax.objectives.classification import Classification
 from ftjax.pretrained.load import saved_class
-from ftjax.pretrained.names.table import TOKENS
 from ftjax.tasks.task import LOSS, Metric, Outputs, Task
 
 if TYPE_CHECKING:

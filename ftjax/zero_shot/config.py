@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 import tyro
 
 from ftjax.config import Augmentation, flag, read_losses
+from ftjax.descriptions import Descriptions, check_descriptions, check_template, described
 from ftjax.errors import InputError
 
 How = Literal["auto", "similarity", "cloze", "likelihood"]
-Descriptions = Mapping[str, tuple[str, ...]]
-"""Class name -> what describes it: one text or several."""
-
-GAP = "{label}"
-"""Where a template has the class's words."""
-TEMPLATES = {"cloze": "{text} It was {label}.", "likelihood": "{text}\nIt was {label}"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +87,8 @@ class ZeroShotConfig:
             raise InputError("--output DIR is needed with --test-file or --adapt.")
         if self.adapt and self.unlabeled_file is None:
             raise InputError("--adapt needs texts to learn from: give --unlabeled-file.")
-        if self.template is not None and not (self.template.count("{text}") == self.template.count(GAP) == 1):
-            raise InputError(f"--template {self.template!r}: must have {{text}} and {GAP} once each.")
+        if self.template is not None:
+            check_template(self.template)
         if not self.confident_share or not all(0 < share <= 1 for share in self.confident_share):
             raise InputError("--confident-share: must be above 0 and at most 1.")
         for name in ("epochs", "batch_size"):
@@ -110,39 +103,10 @@ class ZeroShotConfig:
 
     def descriptions(self) -> Descriptions:
         """The classes in the order given and what describes each; InputError where that cannot tell them apart."""
-        found: dict[str, tuple[str, ...]] = {}
-        if self.descriptions_file is not None:
-            found |= read_descriptions(self.descriptions_file)
-        for name in self.labels.split(",") if self.labels is not None else ():
-            found.setdefault(name.strip(), ())
-        for text in self.description:
-            name, equals, described = text.partition("=")
-            if not equals or (self.labels is not None and name.strip() not in found):
-                raise InputError(f"--description {text!r}: must be LABEL=TEXT, with a label of --labels.")
-            found[name.strip()] = (*found.get(name.strip(), ()), described)
-        found = {name: described or (name.replace("_", " "),) for name, described in found.items()}
+        names = None if self.labels is None else [name.strip() for name in self.labels.split(",")]
+        found = described(self.description, self.descriptions_file, names)
+        found = {name: texts or (name.replace("_", " "),) for name, texts in found.items()}
         if len(found) < 2:
             raise InputError("Name at least two classes: --labels a,b or --description a=... b=... or --descriptions-file.")
-        owner: dict[str, str] = {}
-        for name, described in found.items():
-            if not all(text.strip() for text in described):
-                raise InputError(f"The label {name!r} has an empty description; give it with --description '{name}=...'.")
-            for text in described:
-                same = " ".join(text.split()).casefold()
-                if owner.setdefault(same, name) != name:
-                    raise InputError(f"The labels {owner[same]!r} and {name!r} have the same description {text!r}.")
+        check_descriptions(found)
         return found
-
-
-def read_descriptions(path: Path) -> dict[str, tuple[str, ...]]:
-    """{"LABEL": "TEXT" or ["TEXT", ...], ...} of a JSON file; InputError for anything else."""
-    try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"--descriptions-file {path}: cannot be read ({error.strerror}).") from None
-    except ValueError:
-        raise InputError(f"--descriptions-file {path}: is not JSON in UTF-8.") from None
-    texts = {n: [t] if isinstance(t, str) else t for n, t in read.items()} if isinstance(read, dict) else {}
-    if not texts or not all(isinstance(t, list) and t and all(isinstance(s, str) for s in t) for t in texts.values()):
-        raise InputError(f'--descriptions-file {path}: must be an object such as {{"good": ["a fine film"], "bad": ["dull"]}}.')
-    return {name: tuple(described) for name, described in texts.items()}

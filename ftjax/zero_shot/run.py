@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import time
 from collections.abc import Sequence
@@ -15,26 +16,18 @@ from ftjax import machine, rundir
 from ftjax.config import TrainConfig
 from ftjax.data.files import Rows, read_file
 from ftjax.data.tokenize import load_tokenizer
+from ftjax.descriptions import TEMPLATES
 from ftjax.errors import InputError
 from ftjax.evaluation import predict_step, softmax
 from ftjax.inference import Predictor
 from ftjax.loop import fit
 from ftjax.pretrained import load_pretrained, save_pretrained
 from ftjax.pretrained.hub import model_directory
-from ftjax.pretrained.load import read_config, refuse_seq2seq
-from ftjax.tasks.classification import classification_metrics, scored
+from ftjax.pretrained.load import check_cloze, read_config, refuse_seq2seq
+from ftjax.tasks.classification import TextClassification, classification_metrics, scored
 from ftjax.terminal import Terminal
-from ftjax.zero_shot.config import TEMPLATES, ZeroShotConfig
-from ftjax.zero_shot.scores import (
-    Calibration,
-    calibrated,
-    cloze_scores,
-    described,
-    likelihood_scores,
-    per_row,
-    surest,
-    tokenised,
-)
+from ftjax.zero_shot.config import ZeroShotConfig
+from ftjax.zero_shot.scores import Calibration, calibrated, described, likelihood_scores, per_row, surest
 
 HELD_OUT = 10  # of so many pseudo-labelled texts one is held out, to choose the epoch by
 
@@ -108,37 +101,44 @@ def model_of(config: ZeroShotConfig, number: int) -> Path:
 def of_descriptions(config: ZeroShotConfig, texts: Sequence[str], calibrate_on: int | None) -> np.ndarray:
     """Scores float32 (texts, classes) by the descriptions alone.
 
-    calibrate_on: as many of the texts, the first ones, calibrate the scores if the settings ask for it. With similarity
-    the classifier that gives these scores is saved as the model of round 0; it is not where `calibrate_on` is None.
+    calibrate_on: as many of the texts, the first ones, calibrate the scores if the settings ask for it. An encoder's
+    classifier is saved as the model of round 0, with the calibration where it can hold that: with similarity. It is not saved
+    where `calibrate_on` is None.
     """
-    chosen, descriptions = how(config), config.descriptions()
-    sizes = {"max_length": config.max_length, "batch_size": config.batch_size}
-    labels = tuple(descriptions) if chosen == "similarity" else ()
-    pretrained = load_pretrained(
-        config.model,
-        labels=labels,
-        classifier="mean" if labels else None,
-        masked_lm=chosen == "cloze",
-        causal_lm=chosen == "likelihood",
-        precision=config.precision,
-    )
-    longest = pretrained.model.config.max_length
+    chosen, descriptions, labels = how(config), config.descriptions(), tuple(config.descriptions())
+    directory = model_directory(config.model)
+    longest = read_config(directory)[0].max_length
     if config.max_length > longest:
         raise InputError(f"--max-length {config.max_length} is longer than the model's {longest} positions.")
-    if chosen == "similarity":
-        pretrained = described(pretrained, descriptions, **sizes)
-        tokenizer = load_tokenizer(pretrained.directory)
-        rows = tokenised(texts, tokenizer, config.max_length, "texts")
+    sizes = {"max_length": config.max_length, "batch_size": config.batch_size}
+    if chosen == "likelihood":
+        pretrained = load_pretrained(config.model, labels=(), causal_lm=True, precision=config.precision)
+        template = config.template or TEMPLATES["decoder"]
+        scores = likelihood_scores(pretrained, descriptions, texts, template=template, **sizes)
+    else:
+        tokenizer = load_tokenizer(directory)
+        words = descriptions if chosen == "cloze" else None
+        task = TextClassification(labels, words=words, template=config.template)
+        task = task.with_tokenizer(tokenizer, config.max_length, causal=False)
+        pretrained = load_pretrained(
+            config.model,
+            labels=labels,
+            classifier="cloze" if chosen == "cloze" else "mean",
+            cloze=task.cloze,
+            precision=config.precision,
+        )
+        check_cloze(pretrained)
+        pretrained = dataclasses.replace(pretrained, raw_config={**pretrained.raw_config, **task.notes()})
+        if chosen == "similarity":
+            pretrained = described(pretrained, descriptions, **sizes)
+        rows = task.encode(task.asked(texts), tokenizer, config.max_length)
         step = predict_step(pretrained.model)
         scores = per_row(step, pretrained, rows, config.batch_size, tokenizer.pad_token_id or 0)
-    else:
-        score_texts = cloze_scores if chosen == "cloze" else likelihood_scores
-        scores = score_texts(pretrained, descriptions, texts, template=config.template or TEMPLATES[chosen], **sizes)
     if calibrate_on is None:
         return scores
     calibration = Calibration.of(scores[:calibrate_on]) if config.calibration == "texts" else None
-    if chosen == "similarity":
-        first = calibrated(pretrained, calibration) if calibration else pretrained
+    if chosen != "likelihood":
+        first = calibrated(pretrained, calibration) if calibration and chosen == "similarity" else pretrained
         save_pretrained(first, first.params, model_of(config, 0))
     return calibration(scores) if calibration else scores
 

@@ -2,11 +2,12 @@
 
     similarity   encoders: cosine of the text's embedding and each description's (Yin et al., 2019, https://arxiv.org/abs/1909.00161;
                  embeddings as in Reimers and Gurevych, 2019, https://arxiv.org/abs/1908.10084)
-    cloze        models with a masked-language-modelling head: log-probability of the class's word in the gap of a template
+    cloze        models with a masked-language-modelling head: logit of the class's word in the gap of a template
                  (PET, Schick and Schütze, 2021, https://arxiv.org/abs/2001.07676, section 3.1)
     likelihood   decoders: log-probability of the class's words after the text (Brown et al., 2020, https://arxiv.org/abs/2005.14165)
 
-All end in scores, float32 (texts, classes). No label of any row is read here.
+All end in scores, float32 (texts, classes); the first two by a classifier that can be saved and trained. No label of any row
+is read here.
 """
 
 from __future__ import annotations
@@ -21,15 +22,16 @@ import numpy as np
 
 from ftjax.data.batches import batches, choose_buckets
 from ftjax.data.files import Rows
+from ftjax.data.template import Template
 from ftjax.data.tokenize import Examples, encode, load_tokenizer
+from ftjax.descriptions import Descriptions
 from ftjax.errors import InputError
 from ftjax.likelihood import continuation_logprobs
-from ftjax.models import Model, Params
+from ftjax.models import Params
 from ftjax.objectives import Batch
 from ftjax.parallel import Compiled, replicate
 from ftjax.pretrained import Pretrained
 from ftjax.sharding import data_mesh
-from ftjax.zero_shot.config import GAP, Descriptions
 
 Step = Callable[[Params, Batch], jax.Array]
 
@@ -67,19 +69,6 @@ def per_row(step: Step, pretrained: Pretrained, examples: Examples, batch_size: 
         numbers.append(batch["example_ids"][real])
         found.append(np.asarray(program(params, batch))[real])
     return np.concatenate(found)[np.argsort(np.concatenate(numbers))]
-
-
-def gap_step(model: Model, mask_token_id: int, words: tuple[int, ...]) -> Step:
-    """Log-probability of each of the words, token ids, at the row's first mask token: float32 (batch, words)."""
-
-    def step(params: Params, batch: Batch) -> jax.Array:
-        module = model.bind(params)
-        hidden = module.hidden_states(batch)[-1]
-        gap = (batch["input_ids"] == mask_token_id).argmax(-1)
-        at_gap = jnp.take_along_axis(hidden, gap[:, None, None], axis=1)[:, 0]
-        return jax.nn.log_softmax(module.vocabulary_logits(at_gap), axis=-1)[:, jnp.asarray(words)]
-
-    return step
 
 
 def tokenised(texts: Sequence[str], tokenizer: Any, max_length: int, what: str) -> Examples:
@@ -122,47 +111,6 @@ def calibrated(pretrained: Pretrained, calibration: Calibration) -> Pretrained:
     return dataclasses.replace(pretrained, params={**pretrained.params, **params})
 
 
-def cloze_scores(
-    pretrained: Pretrained,
-    descriptions: Descriptions,
-    texts: Sequence[str],
-    *,
-    template: str,
-    max_length: int,
-    batch_size: int,
-) -> np.ndarray:
-    """Mean log-probability of each class's words in the gap of the template.
-
-    InputError for a model without a trained masked-language-modelling head or mask token, and for a description that
-    is not one token of the model.
-    """
-    tokenizer = load_tokenizer(pretrained.directory)
-    if tokenizer.mask_token_id is None:
-        raise InputError(f"{pretrained.directory}: its tokenizer has no mask token, which cloze needs; take --how similarity.")
-    if any(name.startswith("masked_lm.") for name in pretrained.new):
-        raise InputError(
-            f"{pretrained.directory}: has no trained masked-language-modelling head, which cloze needs; take --how similarity."
-        )
-    words, owner = [], []
-    for number, (label, described) in enumerate(descriptions.items()):
-        for word in described:
-            ids = tokenizer(f" {word}" if tokenizer.convert_tokens_to_ids("Ġthe") != tokenizer.unk_token_id else word,
-                            add_special_tokens=False)["input_ids"]  # fmt: skip
-            if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
-                shown = " ".join(tokenizer.convert_ids_to_tokens(ids)) or "nothing"
-                raise InputError(
-                    f"The label {label!r}: {word!r} must be one token for cloze, the model has {shown}; "
-                    f"give another word with --description '{label}=...'."
-                )
-            words.append(ids[0])
-            owner.append(number)
-    filled = [fill(template, text, tokenizer.mask_token, tokenizer, max_length) for text in texts]
-    examples = tokenised(filled, tokenizer, max_length, "texts")
-    step = gap_step(pretrained.model, tokenizer.mask_token_id, tuple(words))
-    scores = per_row(step, pretrained, examples, batch_size, tokenizer.pad_token_id or 0)
-    return np.stack([scores[:, np.array(owner) == number].mean(1) for number in range(len(descriptions))], axis=1)
-
-
 def likelihood_scores(
     pretrained: Pretrained,
     descriptions: Descriptions,
@@ -176,35 +124,24 @@ def likelihood_scores(
 
     InputError for a template that does not end with the label, and for a model without a trained head.
     """
-    before, _, after = template.partition(GAP)
-    if after:
-        raise InputError(f"--template {template!r}: must end with {GAP} for likelihood, which reads from left to right.")
     if any(name.startswith("lm_head.") for name in pretrained.new):
         raise InputError(f"{pretrained.directory}: has no head for the next token (lm_head.weight), which likelihood needs.")
     tokenizer = load_tokenizer(pretrained.directory)
-    start = before.rstrip(" ")  # a space belongs to the word after it, as tokenizers of decoders have it
-    space = before[len(start) :]
+    shape = Template.of(template, tokenizer, causal=True, max_length=max_length)
     continuations = [
-        tokenizer(space + words, add_special_tokens=False)["input_ids"] for every in descriptions.values() for words in every
+        tokenizer(shape.word_lead + words, add_special_tokens=False)["input_ids"]
+        for every in descriptions.values()
+        for words in every
     ]
     owner = np.repeat(np.arange(len(descriptions)), [len(every) for every in descriptions.values()])
     room = max_length - max(map(len, continuations))
-    if room < 1 or not all(continuations):
+    if room <= len(shape.before) + len(shape.after) or not all(continuations):
         raise InputError(f"--max-length {max_length}: a description must have at least one token and leave room for the text.")
-    examples = tokenised([fill(start, text, "", tokenizer, room) for text in texts], tokenizer, room, "texts")
+    examples = shape.encode(texts, tokenizer, room)
     prompts = [examples.tokens[a:b].tolist() for a, b in zip(examples.starts, examples.starts[1:], strict=False)]
     found = continuation_logprobs(pretrained.model, pretrained.params, prompts, continuations, batch_size=batch_size)
     scores = np.stack([values.sum(1) for values in found], axis=1)
     return np.stack([scores[:, owner == number].mean(1) for number in range(len(descriptions))], axis=1)
-
-
-def fill(template: str, text: str, label: str, tokenizer: Any, max_length: int) -> str:
-    """The template with the text, which is cut where the whole would be longer than max_length tokens, and the label."""
-    room = max_length - len(tokenizer(template.replace("{text}", "").replace(GAP, label))["input_ids"])
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    if len(encoded["input_ids"]) > max(room, 0):
-        text = text[: encoded["offset_mapping"][room - 1][1]] if room > 0 else ""
-    return template.replace("{text}", text).replace(GAP, label)
 
 
 def surest(scores: np.ndarray, share: float) -> np.ndarray:

@@ -84,11 +84,11 @@ def test_losses_and_gradients_equal_pytorchs(problem, tmp_path):
     import torch
     import transformers
 
+    from ftjax.models.bert import NAMES as BERT
     from ftjax.objectives.classification import Classification
     from ftjax.objectives.multi_label import MultiLabel
     from ftjax.objectives.regression import Regression
     from ftjax.objectives.span import Span
-    from ftjax.pretrained.names import BERT
 
     rng = np.random.default_rng(0)
     inputs = families.inputs(0, 2)

@@ -11,8 +11,8 @@ from conftest import ROOT
 from safetensors.numpy import save_file
 
 from ftjax.models import CONFIGS, build
+from ftjax.models.bert import NAMES as BERT
 from ftjax.models.bert import BertConfig
-from ftjax.pretrained.names import BERT, TABLES
 
 needs_marks = pytest.mark.skipif(
     not os.access("/proc/self/clear_refs", os.W_OK), reason="the high-water mark cannot be reset here"
@@ -89,7 +89,7 @@ def test_loading_takes_at_most_a_fifth_more_than_the_parameters(model_files):
 def test_so_it_does_where_files_keep_matrices_side_by_side(tmp_path):
     raw = {"model_type": "gpt2", "vocab_size": 40000, "n_embd": 512, "n_layer": 5, "n_head": 8}
     config = CONFIGS["gpt2"].from_dict(raw, "config.json")
-    tensors = random_tensors(config, TABLES["gpt2"])
+    tensors = random_tensors(config, CONFIGS["gpt2"].table)
     save_file(tensors, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(raw))
     ratio, total = ratio_and_sum(tmp_path)

@@ -1,0 +1,75 @@
+"""Pages of the site that are made from something else, so that nothing is written twice; and what no page may do.
+
+mkdocs calls these functions while it builds (see `hooks` in mkdocs.yml).
+"""
+
+import os
+import re
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+from ftjax.cli import COMMANDS, DESCRIPTION
+from ftjax.flags import help_of, overview
+
+ROOT = Path(__file__).resolve().parent.parent
+COPIED = ("CHANGELOG.md", "CONTRIBUTING.md")
+"""Pages of the repository's root that are pages of the site too, in lower case."""
+ELSEWHERE = re.compile(
+    r"<(?:script|img|iframe|source)\b[^>]*\bsrc=.?(?:https?:)?//|<link\b[^>]*stylesheet[^>]*\bhref=.?(?:https?:)?//"
+)
+"""What would make a browser ask another server when the page is looked at."""
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the command line's help, the changelog and how to contribute."""
+    made = {"commands.md": commands()} | {name.lower(): of_root(name) for name in COPIED}
+    for name, text in made.items():
+        files.append(File.generated(config, name, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """A paragraph that is nothing but a link to a section of README becomes that section."""
+    for name in COPIED:
+        markdown = markdown.replace(f"](../{name}", f"]({name.lower()}")
+    return re.sub(r"^\[[^\]]*\]\(\.\./README\.md#([\w-]+)\)$", lambda link: section(link[1]), markdown, flags=re.MULTILINE)
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """Refuse a page that loads anything from another server."""
+    if found := ELSEWHERE.search(output):
+        raise PluginError(f"{page}: loads from elsewhere: {found.group()}")
+    return output
+
+
+def section(anchor: str) -> str:
+    """What README says below a heading, up to the next one."""
+    parts = re.split(r"^#+ (.*)$", of_root("README.md"), flags=re.MULTILINE)
+    named = {heading.lower().replace(" ", "-"): text for heading, text in zip(parts[1::2], parts[2::2])}
+    if anchor not in named:
+        raise PluginError(f"README.md has no section #{anchor}.")
+    return named[anchor]
+
+
+def commands() -> str:
+    """What `ftjax --help` and `ftjax COMMAND --help` print, as a page."""
+    os.environ["COLUMNS"] = "88"  # the width of its lines
+    made = [
+        f"# Command line\n\nWhat `--help` prints, taken when this page was made.\n\n{shown(overview(COMMANDS, DESCRIPTION))}"
+    ]
+    made += [f"## ftjax {name}\n\n{shown(help_of(name, command))}" for name, command in COMMANDS.items()]
+    return "\n".join(made)
+
+
+def shown(text: str) -> str:
+    """A block of plain text."""
+    return f"```text\n{text}\n```\n"
+
+
+def of_root(name: str) -> str:
+    """A page of the repository's root, whose links to docs/ stay within the site."""
+    return (ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](")
