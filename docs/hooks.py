@@ -33,7 +33,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """A paragraph that is nothing but a link to a section of a README becomes that section; pages of the root are the site's own."""
+    """A paragraph that is nothing but a link to a section of a README becomes that section; root pages are the site's own."""
     up = "../" * page.file.src_uri.count("/")
     for name in COPIED:
         markdown = markdown.replace(f"]({up}../{name}", f"]({up}{name.lower()}")
