@@ -33,10 +33,16 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """A paragraph that is nothing but a link to a section of README becomes that section."""
+    """A paragraph that is nothing but a link to a section of a README becomes that section; root pages are the site's own."""
+    up = "../" * page.file.src_uri.count("/")
     for name in COPIED:
-        markdown = markdown.replace(f"](../{name}", f"]({name.lower()}")
-    return re.sub(r"^\[[^\]]*\]\(\.\./README\.md#([\w-]+)\)$", lambda link: section(link[1]), markdown, flags=re.MULTILINE)
+        markdown = markdown.replace(f"]({up}../{name}", f"]({up}{name.lower()}")
+    return re.sub(
+        r"^\[[^\]]*\]\((?:\.\./)+(README(?:\.zh-CN)?\.md)#([\w-]+)\)$",
+        lambda link: section(link[1], link[2], up),
+        markdown,
+        flags=re.MULTILINE,
+    )
 
 
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
@@ -46,12 +52,12 @@ def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
     return output
 
 
-def section(anchor: str) -> str:
-    """What README says below a heading, up to the next one."""
-    parts = re.split(r"^#+ (.*)$", of_root("README.md"), flags=re.MULTILINE)
+def section(name: str, anchor: str, up: str) -> str:
+    """What a README says below a heading, up to the next one, for a page that is `up` from the site's root."""
+    parts = re.split(r"^#+ (.*)$", of_root(name, up), flags=re.MULTILINE)
     named = {heading.lower().replace(" ", "-"): text for heading, text in zip(parts[1::2], parts[2::2])}
     if anchor not in named:
-        raise PluginError(f"README.md has no section #{anchor}.")
+        raise PluginError(f"{name} has no section #{anchor}.")
     return named[anchor]
 
 
@@ -70,9 +76,9 @@ def shown(text: str) -> str:
     return f"```text\n{text}\n```\n"
 
 
-def of_root(name: str) -> str:
+def of_root(name: str, up: str = "") -> str:
     """A page of the repository's root as one of the site: links stay within it, and other files are named, not linked."""
-    text = (ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](")
+    text = (ROOT / name).read_text(encoding="utf-8").replace("](docs/", f"]({up}")
     for copied in COPIED:
-        text = text.replace(f"]({copied}", f"]({copied.lower()}")
+        text = text.replace(f"]({copied}", f"]({up}{copied.lower()}")
     return re.sub(r"\[([^\]]*)\]\(((?:experiments|ftjax|tests)/[^)]*)\)", r"\1 (`\2`)", text)

@@ -205,13 +205,13 @@ def run(command: Any) -> None:
     """Do what a parsed command says; raises InputError for a mistake in what the user gave, `Stopped` after a signal."""
     match command:
         case CompareConfig():
-            from ftjax.processes import is_first, join
+            from ftjax.processes import is_first, join, last_word
 
             join(command)
             from ftjax.compare import compare
             from ftjax.terminal import Terminal
 
-            with Terminal(quiet=not is_first()) as terminal:
+            with last_word(), Terminal(quiet=not is_first()) as terminal:
                 results = compare(command, terminal)
             if command.json and is_first():
                 print_json(results)
@@ -237,14 +237,14 @@ def run(command: Any) -> None:
             else:
                 show_benchmark(found)
         case TrainConfig():
-            from ftjax.processes import is_first, join
+            from ftjax.processes import is_first, join, last_word
 
             join(command)  # before anything asks JAX for a device
             from ftjax.loop import fit
             from ftjax.rundir import predicts
             from ftjax.terminal import Terminal, what_next
 
-            with Terminal(quiet=not is_first()) as terminal:
+            with last_word(), Terminal(quiet=not is_first()) as terminal:
                 result = fit(command, terminal)
                 terminal.say(what_next(command, predicts=predicts(command.output)))
             if command.json and is_first():

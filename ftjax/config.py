@@ -229,7 +229,7 @@ class TrainConfig:
     process_index: int | None = None
     """Which of them this is, from 0, with --coordinator-address."""
     process_timeout: int = 300
-    """Seconds to wait for the other processes at the start."""
+    """Seconds to wait for the other processes at the start. Later one that is not heard of for as long, or 100 s, is lost."""
     optimizer: Literal["adamw", "adafactor"] = "adamw"
     """adafactor keeps means of rows and columns in the place of AdamW's two moments: memory for moments all but vanishes."""
     moment_dtype: Literal["float32", "bfloat16"] = "float32"

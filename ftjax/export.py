@@ -26,7 +26,7 @@ def save_model(run: Run, state: TrainState, directory: Path, export_format: Expo
     """What a run has learnt, in a directory. Raises InputError for a format that cannot say it."""
     params = {**run.pretrained.params, **state.trainable}
     if jax.process_count() > 1:
-        params = {name: processes.fetch(run.layout.put(name, value)) for name, value in params.items()}
+        params = processes.kept_by_first((name, run.layout.put(name, value)) for name, value in params.items())
     if not processes.is_first():
         return
     if export_format == "adapter":

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 
 import ftjax
-from ftjax import digest, machine, processes, rundir
+from ftjax import digest, machine, processes, rundir, shares
 from ftjax.card import write_card
 from ftjax.checkpoint import Checkpoints, damage, set_damaged_aside
 from ftjax.config import TrainConfig
@@ -123,13 +123,14 @@ def fit(
     inputs = digest.of_inputs(config)
     if resuming:
         digest.check_inputs(read_json(config.output / "config.json").get("files"), inputs, config)
-    run = prepare(config, terminal.say, rundir.bucket_lengths(config.output) if resuming else ())
-    if processes.is_first():
-        with rundir.disk_errors(config.output), within(config.write_timeout, f"--output {config.output}"):
-            config.output.mkdir(parents=True, exist_ok=True)
-    processes.wait_for_all(f"directory of --output {config.output}")
-    with rundir.disk_errors(config.output), rundir.owned(config.output) if processes.is_first() else nullcontext():
-        result = _fit(config, terminal, run, inputs, resuming, start, programs, score_test)
+    with shares.directory(config.output) as shared:
+        run = prepare(config, terminal.say, rundir.bucket_lengths(config.output) if resuming else (), shared)
+        if processes.is_first():
+            with rundir.disk_errors(config.output), within(config.write_timeout, f"--output {config.output}"):
+                config.output.mkdir(parents=True, exist_ok=True)
+        processes.wait_for_all(f"directory of --output {config.output}")
+        with rundir.disk_errors(config.output), rundir.owned(config.output) if processes.is_first() else nullcontext():
+            result = _fit(config, terminal, run, inputs, resuming, start, programs, score_test, shared)
     share(config, terminal)
     return result
 
@@ -149,6 +150,7 @@ def _fit(
     start: float,
     programs: Programs,
     score_test: bool,
+    shared: Path | None,
 ) -> dict[str, Any]:
     """`fit` from the first write on."""
     if not resuming and processes.is_first():
@@ -163,7 +165,7 @@ def _fit(
         adaptation = {"adaptation": fit(dataclasses.replace(config.adaptation, resume=True), terminal, programs=programs)}
         terminal.say("\nThe run itself, from the adapted model")
         loading = time.perf_counter()
-        run = prepare(config.after_adaptation, lambda line: None, run.data.buckets)
+        run = prepare(config.after_adaptation, lambda line: None, run.data.buckets, shared)
     with _signals() as stopped:
         session = Session(run, terminal, time.perf_counter() - loading, stopped, programs)
         if config.tracker and processes.is_first():

@@ -25,6 +25,7 @@ from ftjax.pretrained.adapter import check_adapter, locate
 from ftjax.pretrained.hub import model_directory
 from ftjax.pretrained.load import Pretrained, check_cloze, load_pretrained, read_config, saved_labels
 from ftjax.sharding import DATA, FSDP, Layout, make_mesh, read_mesh
+from ftjax.shares import encoded as encode_shared
 from ftjax.stages import Stage, adapt, memory, new_heads, stages_of
 from ftjax.step import TrainState, apart, create_state, train_step
 from ftjax.tasks import task_class
@@ -92,8 +93,11 @@ def read_rows(config: TrainConfig, task: Task) -> tuple[list[Rows], Rows | None,
     return train, held_out[0], held_out[1]
 
 
-def prepare_data(config: TrainConfig, say: Say, buckets: tuple[int, ...] = ()) -> Data:
-    """Read and tokenise; InputError for rows that training cannot use. buckets: () where they are still to be chosen."""
+def prepare_data(config: TrainConfig, say: Say, buckets: tuple[int, ...] = (), shares: Path | None = None) -> Data:
+    """Read and tokenise; InputError for rows that training cannot use. buckets: () where they are still to be chosen.
+
+    shares: where several processes exchange training rows, see `ftjax.shares`.
+    """
     directory = model_directory(config.model)
     model_config, raw_config, _ = read_config(directory, Path(config.adapter) if config.adapter else None)
     if config.max_length > model_config.max_length:
@@ -124,9 +128,13 @@ def prepare_data(config: TrainConfig, say: Say, buckets: tuple[int, ...] = ()) -
     tokenizer = load_tokenizer(directory)
     vocabulary = Vocabulary.of(tokenizer, model_config.vocab_size)
     task = task.with_vocabulary(vocabulary).with_tokenizer(tokenizer, config.max_length, causal=model_config.causal)
-    encoded = [task.encode(rows, tokenizer, config.max_length) for rows in train_rows]
+
+    def encode(rows: Rows) -> Examples:
+        return task.encode(rows, tokenizer, config.max_length)
+
+    encoded = [encode_shared(rows, encode, shares and shares / str(i)) for i, rows in enumerate(train_rows)]
     train = encoded[0] if len(encoded) == 1 else join(*encoded)
-    held_out = [r if r is None else task.encode(r, tokenizer, config.max_length) for r in (eval_rows, test_rows)]
+    held_out = [None if rows is None else encode(rows) for rows in (eval_rows, test_rows)]
     for rows, examples in zip([*train_rows, eval_rows, test_rows], [*encoded, *held_out], strict=True):
         if rows is None or examples is None:
             continue
@@ -332,8 +340,9 @@ def layout_of(
     else:
         sizes = read_mesh(config.mesh, len(devices), jax.process_count())
     layout = Layout(make_mesh(sizes, devices), zero1=config.sharding == "zero1" and config.parallel == "jit")
-    if layout.tensor > 1 and devices[0].platform == "cpu":
-        # Read from the cache of compiled programs, one of many collectives leaves devices of a CPU waiting for each other
+    if devices[0].platform == "cpu" and (layout.tensor > 1 or jax.process_count() > 1):
+        # Read from the cache of compiled programs, one of many collectives leaves devices of a CPU waiting for each other:
+        # with a tensor axis, and in several processes, of which the first alone writes to the cache
         jax.config.update("jax_enable_compilation_cache", False)
         reset_cache()  # or JAX goes by what it was when first used
     if config.parallel == "pmap" and (layout.mesh.size > layout.mesh.shape[DATA] or jax.process_count() > 1):
@@ -342,10 +351,10 @@ def layout_of(
     return layout
 
 
-def prepare(config: TrainConfig, say: Say, buckets: tuple[int, ...] = ()) -> Run:
+def prepare(config: TrainConfig, say: Say, buckets: tuple[int, ...] = (), shares: Path | None = None) -> Run:
     """Check, read, load and choose what trains. Raises InputError for every user's mistake.
 
-    buckets: the lengths of the run that is resumed, whose order of batches they are part of.
+    buckets: the lengths of the run that is resumed, whose order of batches they are part of. shares: see `prepare_data`.
     """
     config.check()
     base, adapter = locate(config.model, config.adapter)
@@ -353,7 +362,7 @@ def prepare(config: TrainConfig, say: Say, buckets: tuple[int, ...] = ()) -> Run
     devices = jax.devices()
     model = lambda: build(read_config(model_directory(config.model))[0])  # noqa: E731
     layout = layout_of(config, devices, model, (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit"))
-    data = prepare_data(config, say, buckets)
+    data = prepare_data(config, say, buckets, shares)
     return assemble(config, data, prepare_model(config, data, layout), layout, say)
 
 

@@ -6,19 +6,20 @@ that all of them see. Process 0 alone writes files of its own there and speaks.
 
 from __future__ import annotations
 
-import ctypes
+import atexit
+import functools
 import os
 import re
-import signal
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
+from ftjax.aborts import explain_aborts
 from ftjax.config import TrainConfig
 from ftjax.errors import InputError
 
@@ -26,6 +27,13 @@ SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", 
 TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")
 PATIENCE = 600
 """Seconds that processes wait for each other once they have started."""
+HEARD_OF = 100
+"""Seconds after which a process that has not been heard of is lost, where --process-timeout is not shorter."""
+GRACE = 10
+"""Seconds that JAX's runtime has to say who is missing, before a process that waits gives up without knowing."""
+FATAL = "Terminating process because the JAX distributed service detected fatal errors"
+LOST = r"Gloo|coordination|heartbeat|UNAVAILABLE|DEADLINE_EXCEEDED"
+"""What errors say that come from a lost process."""
 
 
 def on_cluster(environment: Mapping[str, str]) -> bool:
@@ -57,39 +65,38 @@ def join(config: TrainConfig) -> None:
         check(config)
     import jax
 
+    patience = min(config.process_timeout, HEARD_OF)
+    explain_aborts(lambda log: lost(log.rpartition(FATAL)[2], config.process_timeout) if FATAL in log else None)
     try:
-        with aborting(lambda log: missing(log, config.process_timeout, first=config.process_index == 0)):
-            jax.distributed.initialize(**given, initialization_timeout=config.process_timeout)
+        with registered_within(config.process_timeout):
+            jax.distributed.initialize(
+                **given,
+                initialization_timeout=config.process_timeout + GRACE,
+                heartbeat_timeout_seconds=patience,
+                shutdown_timeout_seconds=patience,
+            )
     except (RuntimeError, ValueError) as error:
-        raise InputError(missing(str(error), config.process_timeout)) from None
+        raise InputError(lost(str(error), config.process_timeout)) from None
+    atexit.register(jax.distributed.shutdown)  # JAX's own would come when aborts are no longer explained
     sys.stdout = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries say on stdout, such as gloo of its connections, is not the result that --json prints there
 
 
 @contextmanager
-def aborting(line: Callable[[str], str]) -> Iterator[None]:
-    """While inside, an abort by native code ends the process as a user's mistake does. line: of what it wrote on stderr.
+def registered_within(seconds: int) -> Iterator[None]:
+    """While inside, JAX's runtime, started, names who has not come after so many seconds.
 
-    JAX's runtime logs who has not come and then aborts; no Python code is asked.
+    Its own limit is an hour, and `jax.distributed.initialize` has no argument for it: a process's own time-out, which it has,
+    comes too early to know a name.
     """
-    system, stderr, log = ctypes.CDLL(None), os.dup(2), tempfile.TemporaryFile()  # noqa: SIM115 (closed below)
-    system.signal.restype = ctypes.c_void_p
+    from jaxlib import _jax  # type: ignore[attr-defined]
 
-    @ctypes.CFUNCTYPE(None, ctypes.c_int)
-    def on_abort(_: int) -> None:
-        log.seek(0)
-        os.write(stderr, f"ftjax: {line(log.read().decode(errors='replace'))}\n".encode())
-        os._exit(2)
-
-    before = system.signal(signal.SIGABRT, on_abort)
-    os.dup2(log.fileno(), 2)
+    make = _jax.get_distributed_runtime_service
+    _jax.get_distributed_runtime_service = functools.partial(make, cluster_register_timeout=seconds)
     try:
         yield
     finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        log.close()
-        system.signal(signal.SIGABRT, ctypes.c_void_p(before))
+        _jax.get_distributed_runtime_service = make
 
 
 def check(config: TrainConfig) -> None:
@@ -103,19 +110,48 @@ def check(config: TrainConfig) -> None:
         raise InputError(f"--process-timeout {config.process_timeout}: must be at least 1 second.")
 
 
-def missing(message: str, seconds: int, *, first: bool = False) -> str:
-    """One line of what the runtime says when processes have not come within so many seconds.
+def lost(message: str, seconds: int) -> str:
+    """One line of what JAX's runtime says when a process has not come within so many seconds, or is not heard of any more."""
 
-    first: whether it says so to process 0, which, before all have come, is not told who has.
-    """
-    late = sorted({int(number) for number in re.findall(r"task[:/](\d+)", message.partition("timed out task")[2])})
-    if late:
-        return f"process {', '.join(map(str, late))} did not come within {seconds} s; does it run, with the same settings?"
-    if first and "DEADLINE_EXCEEDED" in message:
-        return f"not all other processes came within {seconds} s (--process-timeout); does each run, with this address?"
+    def named(after: str) -> str:
+        found = re.search(rf"{after}[^\n]*?:\s*((?:\S*\d+\s)+)", message + "\n")
+        return ", ".join(re.findall(r"(\d+)\s", found[1])) if found else ""
+
+    again = "start all of them again, with --resume."
+    if gone := named("tasks are unhealthy"):
+        return f"process {gone} is lost: nothing was heard of it for {min(seconds, HEARD_OF)} s; {again}"
+    if "Shutdown barrier has failed" in message and (early := re.search(r"first task at the barrier: \S*?(\d+)\.", message)):
+        return f"process {early[1]} ended before the others; what it said tells why. Then {again}"
+    if late := named("timed out task"):
+        return f"process {late} did not come within {seconds} s; does it run, with the same settings?"
+    if "leader task" in message:
+        return f"process 0 is lost: it does not answer any more; {again}"
     if "DEADLINE_EXCEEDED" in message or "UNAVAILABLE" in message:
         return f"process 0 did not answer within {seconds} s; does it run, and can this host reach it?"
     return f"the processes of this run cannot find each other: {' '.join(message.split())[:200]}"
+
+
+@contextmanager
+def last_word() -> Iterator[None]:
+    """Around what several processes do: where one is lost, what fails in the others for it waits for JAX's runtime.
+
+    That names the lost one and ends this process. A collective on CPUs fails before, and cannot know.
+    """
+    import jax
+
+    try:
+        yield
+    except Exception as error:
+        if jax.process_count() > 1 and any(re.search(LOST, str(each)) for each in causes(error)):
+            time.sleep(HEARD_OF + GRACE)
+        raise
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and those that led to it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def is_first() -> bool:
@@ -132,7 +168,7 @@ def wait_for_all(where: str) -> None:
     try:
         multihost.get_barrier_sync_fn()(key=where, timeout_ms=1000 * PATIENCE)
     except RuntimeError as error:
-        raise InputError(f"{where}: {missing(str(error), PATIENCE)}") from None
+        raise InputError(f"{where}: {lost(str(error), PATIENCE)}") from None
 
 
 def agree(value: bool) -> bool:
@@ -150,3 +186,14 @@ def fetch(value: Any) -> np.ndarray:
     if getattr(value, "is_fully_addressable", True) or value.is_fully_replicated:
         return np.asarray(value)
     return np.asarray(multihost_utils.process_allgather(value, tiled=True))
+
+
+def kept_by_first(arrays: Iterable[tuple[str, Any]]) -> dict[str, np.ndarray]:
+    """The arrays whole in the first process, gathered one after the other; {} in the others, which hold one at a time."""
+    kept: dict[str, np.ndarray] = {}
+    for name, value in arrays:
+        whole = fetch(value)
+        if is_first():
+            kept[name] = whole
+        del value, whole
+    return kept

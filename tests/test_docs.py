@@ -74,7 +74,7 @@ def desk(tmp_path_factory, minilm):
     desk = tmp_path_factory.mktemp("desk")
     for name in ("bert-base-uncased", "minilm", "decoder"):
         (desk / name).mkdir()
-    config = {"max_position_embeddings": 128, "num_hidden_layers": 12}
+    config = {"max_position_embeddings": 128, "num_hidden_layers": 4}
     write_tiny_bert(desk / "bert-base-uncased", minilm, config=config, pooler=True, masked_lm=True)
     write_tiny_bert(desk / "minilm", minilm, config={"max_position_embeddings": 128}, pooler=True)
     write_decoder(desk / "decoder", FAMILIES["llama"] | {"max_position_embeddings": 256})
@@ -165,9 +165,10 @@ def test_every_link_path_and_target_that_a_page_names_is_there(page):
 
 
 def anchors(page):
-    """What GitHub and the site call its headings."""
+    """What GitHub and the site call its headings, or the name that a heading gives itself: `{ #name }`."""
     headings = re.findall(r"^#+ (.*)$", BLOCK.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    named = re.findall(r"\{ #([\w-]+) \}$", "\n".join(headings), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings} | {*named}
 
 
 def test_results_in_readme_are_those_of_the_evidence():

@@ -5,15 +5,17 @@ import os
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 from conftest import FAST_COMPILE, ROOT, fail
 from safetensors.numpy import load_file
+from test_resume import content, logged
 
-from ftjax.processes import missing, on_cluster
+from ftjax.processes import lost, on_cluster
 
-TINY = ("--batch-size", "16", "--max-length", "16", "--buckets", "1", "--epochs", "1", "--learning-rate", "1e-3", "--seed", "1")
+TINY = ("--batch-size", "16", "--max-length", "16", "--buckets", "1", "--learning-rate", "1e-3", "--seed", "1", "--resume")
 
 
 def environment(devices):
@@ -21,14 +23,18 @@ def environment(devices):
     return {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
 
 
-def start(number, devices, *arguments):
-    """That many processes of `ftjax train` with as many devices each."""
+def free_address():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def start(number, devices, *arguments, absent=()):
+    """That many processes of `ftjax train` with as many devices each, but for those that are absent."""
+    address = free_address()
     command = [sys.executable, "-m", "ftjax.cli", "train", *map(str, arguments), *TINY]
     found = []
-    for index in range(number):
+    for index in set(range(number)) - set(absent):
         join = ("--coordinator-address", address, "--process-count", str(number), "--process-index", str(index))
         found.append(
             subprocess.Popen(
@@ -53,8 +59,29 @@ def finish(running):
     return texts
 
 
+def last_words(running):
+    """The last line of each, once all have ended in one line without a stack trace."""
+    try:
+        texts = [process.communicate(timeout=120)[1] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    assert [process.returncode for process in running] == [2] * len(running), texts
+    assert not any("stack trace" in text or "Traceback" in text for text in texts), texts
+    return [text.splitlines()[-1] for text in texts]
+
+
 def result(directory):
     return json.loads((directory / "result.json").read_text()), load_file(directory / "model" / "model.safetensors")
+
+
+def assert_close(directory, expected, weights):
+    found, model = result(directory)
+    assert found["steps"] == expected["steps"]
+    for score in ("loss", "accuracy", "macro_f1", "matthews"):
+        assert found["eval"][score] == pytest.approx(expected["eval"][score], rel=1e-4, abs=1e-5)
+    for name, value in weights.items():
+        np.testing.assert_allclose(model[name], value, rtol=1e-3, atol=2e-5, err_msg=name)
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +89,7 @@ def alone(tiny_bert, few_reviews, tmp_path_factory):
     """The run in one process of one device: its flags but for the output, its result and its model."""
     output = tmp_path_factory.mktemp("alone") / "run"
     flags = ("--model", tiny_bert, "--train-file", few_reviews["train"], "--eval-file", few_reviews["eval"], "--json")
+    flags += ("--epochs", "1")
     finish(start(1, 1, *flags, "--output", output))
     return flags, *result(output)
 
@@ -70,34 +98,88 @@ def alone(tiny_bert, few_reviews, tmp_path_factory):
 def test_two_processes_end_where_one_does(alone, tmp_path):
     flags, expected, weights = alone
     texts = finish(start(2, 2, *flags, "--mesh", "fsdp=4", "--output", tmp_path / "run"))
-    found, model = result(tmp_path / "run")
-    for split in ("loss", "accuracy", "macro_f1", "matthews"):
-        assert found["eval"][split] == pytest.approx(expected["eval"][split], rel=1e-4, abs=1e-5)
-    assert found["steps"] == expected["steps"]
-    for name, value in weights.items():
-        np.testing.assert_allclose(model[name], value, rtol=1e-3, atol=2e-5, err_msg=name)
-    assert json.loads(texts[0][0])["eval"] == found["eval"]
+    assert_close(tmp_path / "run", expected, weights)
+    assert json.loads(texts[0][0])["eval"] == result(tmp_path / "run")[0]["eval"]
     assert texts[1][0] == "" and "rows" not in texts[1][1]  # the first alone speaks
     assert "Mesh: fsdp=4." in texts[0][1]
 
 
 @pytest.mark.long
-def test_a_process_that_does_not_come_ends_the_others_in_one_line(alone, tmp_path):
-    first, second = start(2, 1, *alone[0], "--process-timeout", "3", "--output", tmp_path / "run")
-    second.kill()
-    second.communicate()
-    _, said = first.communicate(timeout=60)
-    assert first.returncode == 2, said
-    assert "ftjax: not all other processes came within 3 s" in said.splitlines()[-1]
+def test_four_processes_end_where_one_does(alone, tmp_path):
+    flags, expected, weights = alone
+    texts = finish(start(4, 1, *flags, "--mesh", "data=2,fsdp=2", "--output", tmp_path / "run"))
+    assert_close(tmp_path / "run", expected, weights)
+    assert "Mesh: data=2,fsdp=2." in texts[0][1]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("absent", [0, 2])
+def test_the_others_end_in_a_line_that_names_who_did_not_come(alone, tmp_path, absent):
+    running = start(3, 1, *alone[0], "--process-timeout", "30", "--output", tmp_path / "run", absent=[absent])
+    said = "process 0 did not answer within 30 s" if absent == 0 else "process 2 did not come within 30 s"
+    assert all(line.startswith(f"ftjax: {said}") for line in last_words(running))
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
+def test_a_process_that_is_killed_is_named_and_all_go_on_to_the_same_bytes(alone, tmp_path):
+    flags = (*alone[0][:-1], "6", "--mesh", "fsdp=4", "--save-every", "3", "--log-every", "1", "--process-timeout", "30")
+    finish(start(2, 2, *flags, "--output", tmp_path / "whole"))
+    output = tmp_path / "killed"
+    for killed, step in ((1, 5), (0, 14)):
+        running = start(2, 2, *flags, "--output", output)
+        deadline = time.monotonic() + 200
+        while not logged(output, step)() and time.monotonic() < deadline and running[0].poll() is None:
+            time.sleep(0.002)
+        running[killed].kill()
+        (line,) = last_words([running[1 - killed]])
+        assert line.startswith(f"ftjax: process {killed} is lost: ") and "--resume" in line
+        running[killed].communicate()
+        assert not (output / "result.json").exists()
+    texts = finish(start(2, 2, *flags, "--output", output))
+    assert "Resuming after step" in texts[0][1]
+    assert content(output) == content(tmp_path / "whole")
+
+
+PARTS = """
+import sys
+import jax
+import numpy as np
+from ftjax.processes import kept_by_first
+from ftjax.sharding import make_mesh
+from jax.sharding import NamedSharding, PartitionSpec
+
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+whole = {name: np.arange(64.0).reshape(16, 4) + i for i, name in enumerate("abc")}
+sharding = NamedSharding(make_mesh({"fsdp": 2}), PartitionSpec("fsdp"))
+cut = {name: jax.make_array_from_callback(value.shape, sharding, value.__getitem__) for name, value in whole.items()}
+found = kept_by_first(cut.items())
+expected = whole if sys.argv[2] == "0" else {}
+assert found.keys() == expected.keys() and all(np.array_equal(found[name], value) for name, value in expected.items())
+"""
+
+
+@pytest.mark.long
+def test_the_first_process_alone_keeps_the_whole_model():
+    address = free_address()
+    command = [sys.executable, "-c", PARTS, address]
+    running = [subprocess.Popen([*command, str(i)], env=environment(1), stdout=-1, stderr=-1, text=True) for i in range(2)]
+    finish(running)
+
+
 def test_what_the_runtime_says_becomes_a_line():
-    late = "DEADLINE_EXCEEDED: Barrier timed out. # of tasks that reached the barrier: 2/4. The first task at the barrier: "
-    late += "/job:jax_worker/replica:0/task:0. Some timed out task names:\n"
-    late += "/job:jax_worker/replica:0/task:2\n/job:jax_worker/replica:0/task:3"
-    assert missing(late, 9).startswith("process 2, 3 did not come within 9 s")
-    assert missing("DEADLINE_EXCEEDED: connection refused", 9).startswith("process 0 did not answer within 9 s")
+    late = (
+        "DEADLINE_EXCEEDED: Barrier timed out. # of tasks that reached the barrier: 2/4. The first task at the barrier: {0}0."
+    )
+    late += " Some timed out task names:\n{0}2\n{0}3\n\n\nRPC: /xla.coordination.CoordinationService/RegisterTask"
+    for prefix in ("", "/job:jax_worker/replica:0/task:"):
+        assert lost(late.format(prefix), 9).startswith("process 2, 3 did not come within 9 s")
+        ended = "INTERNAL: Shutdown barrier has failed.\nBarrier result: '" + late.format(prefix)
+        assert lost(ended, 9).startswith("process 0 ended before the others")
+        gone = f"UNAVAILABLE: The following tasks are unhealthy (stopped sending heartbeats):\n{prefix}1\n{prefix}12\nThe tasks"
+        assert lost(gone, 9).startswith("process 1, 12 is lost: nothing was heard of it for 9 s")
+    assert lost("UNAVAILABLE: Either the leader task was preempted", 9).startswith("process 0 is lost")
+    assert lost("DEADLINE_EXCEEDED: connection refused", 9).startswith("process 0 did not answer within 9 s")
 
 
 def test_clusters_are_told_by_their_environment(monkeypatch):

@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 
+import forked
 import jax
 import numpy as np
 import pytest
@@ -183,6 +184,23 @@ def test_from_8_devices_to_1_and_back(arguments, begun, reference, tmp_path):
     status, stderr = interrupt(arguments, output, signal.SIGTERM, logged(output, 4))
     assert status == 75 and "Resuming after step 3" in stderr, stderr
     main([*arguments, "--output", str(output)])
+    for name, value in model_of(reference).items():
+        np.testing.assert_allclose(model_of(output)[name], value, atol=2e-5, err_msg=name)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("before, after", [("data=2,fsdp=4", "data=8"), ("data=8", "data=1"), ("data=1", "fsdp=8")])
+def test_killed_on_one_mesh_and_resumed_on_another(arguments, reference, tmp_path, capsys, before, after):
+    output = tmp_path / "run"
+    eight = {"environment": dict(os.environ)}
+    command = forked.Command(*arguments, "--save-every", "2", "--mesh", before, "--output", output, **eight)
+    deadline = time.monotonic() + 200
+    while command.running and not logged(output, 5)() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    command.send_signal(signal.SIGKILL)
+    assert command.finish(timeout=100).returncode == -signal.SIGKILL
+    main([*arguments, "--mesh", after, "--output", str(output)])
+    assert "Resuming after step" in capsys.readouterr().err
     for name, value in model_of(reference).items():
         np.testing.assert_allclose(model_of(output)[name], value, atol=2e-5, err_msg=name)
 

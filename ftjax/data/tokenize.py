@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -21,6 +22,36 @@ if TYPE_CHECKING:
 CHUNK = 4096  # texts a tokenizer call: bounds memory on large files
 
 
+class Pieces:
+    """Arrays end to end, sliced as if they were one; of those that are mapped files only what a slice asks for is read.
+
+    A slice lies in one of them, as the tokens of a row do.
+    """
+
+    def __init__(self, arrays: Sequence[np.ndarray]) -> None:
+        self.arrays = tuple(arrays)
+        self.ends = np.cumsum([len(array) for array in arrays])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.arrays[0].dtype
+
+    def __getitem__(self, where: slice) -> np.ndarray:
+        number = int(np.searchsorted(self.ends, where.start, side="right"))
+        before = self.ends[number] - len(self.arrays[number])
+        return self.arrays[number][where.start - before : where.stop - before]
+
+
+def end_to_end(*parts: np.ndarray | Pieces) -> Any:
+    """One array, or `Pieces` where there are any among the parts."""
+    if not any(isinstance(part, Pieces) for part in parts):
+        return np.concatenate(parts)  # type: ignore[arg-type]
+    return Pieces([array for part in parts for array in (part.arrays if isinstance(part, Pieces) else [part])])
+
+
 @dataclasses.dataclass(frozen=True)
 class Examples:
     """Tokenised rows, stored end to end.
@@ -31,6 +62,8 @@ class Examples:
     spans: int32 (all tokens, 2), the characters [start, end) of the text, or of the second of a pair, that each token stands
         for; an empty span where it stands for none. rows: int64 (rows,), where several examples are windows of one row as
         it was read, the number of that row. Both only where they were asked for.
+
+    Of training rows that several processes share, what has an item a token is `Pieces`, see `ftjax.shares`.
     """
 
     tokens: np.ndarray
@@ -55,11 +88,16 @@ class Examples:
         """Where the tokens of a row are."""
         return slice(self.starts[row], self.starts[row + 1])
 
-    @property
+    @functools.cached_property
     def labeled(self) -> np.ndarray:
         """Which rows have a label, bool (rows,)."""
         given = has_label(self.labels)
         return np.logical_or.reduceat(given, self.starts[:-1]) if self.per_token else given
+
+    def knowing(self, labeled: np.ndarray) -> Self:
+        """These examples, whose labels need not be read to know which rows have any."""
+        vars(self)["labeled"] = labeled  # as `cached_property` does
+        return self
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
@@ -182,11 +220,11 @@ def tokenized(
 def join(first: Examples, second: Examples) -> Examples:
     """The rows of both, first's before second's, to train on: where in which text they were is left out."""
     return Examples(
-        tokens=np.concatenate([first.tokens, second.tokens]),
-        token_types=np.concatenate([first.token_types, second.token_types]),
+        tokens=end_to_end(first.tokens, second.tokens),
+        token_types=end_to_end(first.token_types, second.token_types),
         starts=np.concatenate([first.starts, second.starts[1:] + first.starts[-1]]),
-        labels=np.concatenate([first.labels, second.labels]),
+        labels=end_to_end(first.labels, second.labels),
         truncated=first.truncated + second.truncated,
         empty=first.empty + second.empty,
         per_token=first.per_token,
-    )
+    ).knowing(np.concatenate([first.labeled, second.labeled]))

@@ -1,0 +1,117 @@
+"""Training rows of a run in several processes: each tokenises its share of them, and reads of the others' what it feeds.
+
+A share goes into files in a directory that all processes see; they are mapped into memory, not read. What a batch is made of
+depends on lengths and labels of all rows: those alone are read whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ftjax import processes, rundir
+from ftjax.data.files import Rows
+from ftjax.data.tokenize import Examples, Pieces
+from ftjax.errors import InputError
+from ftjax.objectives import NO_LABEL
+
+INDEX = "index.npz"
+TOTALS = ("truncated", "empty")
+
+
+@contextmanager
+def directory(output: Path) -> Iterator[Path | None]:
+    """A directory beside the run's own for the shares, gone at the end; None where there is one process."""
+    if jax.process_count() == 1:
+        yield None
+        return
+    path = output.absolute().with_name(f".{output.name}.tokens")
+    if processes.is_first():
+        with rundir.disk_errors(output):
+            shutil.rmtree(path, ignore_errors=True)  # of a run that was killed
+            path.mkdir(parents=True, exist_ok=True)
+    processes.wait_for_all(f"directory {path}")
+    try:
+        yield path
+    finally:
+        if processes.is_first():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def encoded(rows: Rows, encode: Callable[[Rows], Examples], shares: Path | None) -> Examples:
+    """What `encode(rows)` gives, of which every process has done its share; where it raises InputError, all of them do.
+
+    shares: a directory for these rows alone; None, or too few rows: every process does it all.
+    """
+    number, of = jax.process_index(), jax.process_count()
+    if shares is None or len(rows.texts) < of:
+        return encode(rows)
+    bounds = [len(rows.texts) * i // of for i in range(of + 1)]
+    own: Examples | None = None
+    with suppress(InputError):
+        own = encode(between(rows, bounds[number], bounds[number + 1]))
+    if own is not None:
+        with rundir.disk_errors(shares):
+            write(own, shares / str(number))
+    if processes.agree(own is None) or own is None:
+        return encode(rows)  # which says what is wrong, with the number that the row has among all
+    return together(own, [read(shares / str(i)) for i in range(of)], bounds)
+
+
+def between(rows: Rows, start: int, stop: int) -> Rows:
+    """The rows [start, stop)."""
+    parts = {name: getattr(rows, name) and getattr(rows, name)[start:stop] for name in ("texts", "pairs", "labels")}
+    return dataclasses.replace(rows, **parts)
+
+
+def write(examples: Examples, path: Path) -> None:
+    """A share as a directory: what each token has in files to be mapped, what each row has in an index."""
+    shutil.rmtree(path, ignore_errors=True)  # never into files that may be mapped
+    path.mkdir(parents=True)
+    for name in of_tokens(examples):
+        np.save(path / f"{name}.npy", getattr(examples, name))
+    index = {"lengths": examples.lengths, "labeled": examples.labeled}
+    index |= {name: np.array(getattr(examples, name)) for name in TOTALS}
+    index |= {} if examples.per_token else {"labels": examples.labels}
+    index |= {} if examples.rows is None else {"rows": examples.rows}
+    np.savez(path / INDEX, **index)  # type: ignore[arg-type]
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """What `write` wrote, by name."""
+    with np.load(path / INDEX, allow_pickle=False) as index:
+        found = dict(index)
+    return found | {file.stem: np.load(file, mmap_mode="r", allow_pickle=False) for file in path.glob("*.npy")}
+
+
+def together(own: Examples, shares: Sequence[dict[str, np.ndarray]], bounds: Sequence[int]) -> Examples:
+    """The examples of all shares, of the kind of this process's own. bounds: the numbers of their first rows."""
+    lengths = np.concatenate([share["lengths"] for share in shares])
+    fields: dict[str, Any] = {name: Pieces([share[name] for share in shares]) for name in of_tokens(own)}
+    if not own.per_token:
+        fields["labels"] = stacked([share["labels"] for share in shares])
+    if own.rows is not None:
+        fields["rows"] = np.concatenate([share["rows"] + first for share, first in zip(shares, bounds, strict=False)])
+    fields |= {name: sum(int(share[name]) for share in shares) for name in TOTALS}
+    found = dataclasses.replace(own, starts=np.concatenate([[0], lengths.cumsum()]), spans=None, **fields)
+    return found.knowing(np.concatenate([share["labeled"] for share in shares]))
+
+
+def of_tokens(examples: Examples) -> tuple[str, ...]:
+    """The fields that have an item a token."""
+    return ("tokens", "token_types", *(("labels",) if examples.per_token else ()))
+
+
+def stacked(labels: Sequence[np.ndarray]) -> np.ndarray:
+    """Labels (rows, ...) of all shares; texts to write, as wide as a share's longest, are filled up."""
+    if labels[0].ndim < 2:
+        return np.concatenate(labels)
+    width = max(part.shape[1] for part in labels)
+    return np.concatenate([np.pad(p, ((0, 0), (0, width - p.shape[1])), constant_values=NO_LABEL) for p in labels])
