@@ -29,6 +29,7 @@ from ftjax.flags import flags_of
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+ENGLISH = [page for page in PAGES if page.parent.name != "zh" and not page.name.endswith(".zh-CN.md")]
 PARSED = {"plan": "compiles for TPUs", "benchmark": "takes minutes", "chat": "is a conversation"}
 NOT_OURS = ("peft", "tensorflow")  # make parity has them
 
@@ -97,14 +98,30 @@ def desk(tmp_path_factory, minilm):
     return desk
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.long
+@pytest.mark.parametrize("page", [page for page in ENGLISH if blocks(page)], ids=lambda page: str(page.relative_to(ROOT)))
 def test_what_a_page_shows_runs(page, desk, tmp_path, monkeypatch):
     run_page(page, desk, tmp_path, monkeypatch)
 
 
+@pytest.mark.parametrize("page", sorted({*PAGES} - {*ENGLISH}), ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_chinese_page_shows_what_the_english_one_does_but_for_comments(page):
+    english = README if page.parent == ROOT else ROOT / "docs" / page.name
+    for text in (page, english):
+        assert text.exists()
+    assert [said(text) for _, text in blocks(page)] == [said(text) for _, text in blocks(english)]
+
+
+def said(text):
+    """A block without its comments, and the space before them."""
+    return [line.partition("#")[0].rstrip() for line in text.splitlines() if not line.startswith("#")]
+
+
 @pytest.mark.parity
 def test_what_runs_with_other_libraries_runs(desk, tmp_path, monkeypatch):
-    pages = [page for page in PAGES for language, text in blocks(page) if language == "python" and imported(text) & {*NOT_OURS}]
+    pages = [
+        page for page in ENGLISH for language, text in blocks(page) if language == "python" and imported(text) & {*NOT_OURS}
+    ]
     assert pages
     for page in dict.fromkeys(pages):
         assert not run_page(page, desk, tmp_path, monkeypatch)
