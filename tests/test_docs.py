@@ -80,8 +80,7 @@ def desk(tmp_path_factory, minilm):
     write_tiny_bert(desk / "minilm", minilm, config={"max_position_embeddings": 128}, pooler=True)
     write_decoder(desk / "decoder", FAMILIES["llama"] | {"max_position_embeddings": 256})
     write_tokenizer(desk / "decoder", template=CHAT_TEMPLATE)
-    for name in ("train", "dev", "test", "texts"):
-        rows = 40 if name == "train" else 10
+    for name, rows in {"train": 40, "dev": 10, "test": 10, "texts": 60}.items():  # rows of each class
         lines = [
             f"{name} {i}: a {a} film,{label}" for i in range(rows) for a, label in (("good", "positive"), ("bad", "negative"))
         ]
