@@ -37,6 +37,7 @@ def served(program, directory, batches):
     lines = [
         head,
         "import sys",
+        "import numpy as np",
         "given = np.load('batches.npz')",
         f"for number in range({len(batches)}):",
         "    inputs = {name: given[f'{number}/{name}'] for name in inputs}",
@@ -137,6 +138,6 @@ def test_a_savedmodel_gives_equal_logits(name, tmp_path):
         loaded = load_pretrained(tmp_path / "model", causal_lm=True)
         batches = [decoder_inputs(), {n: v[:2, :11] for n, v in decoder_inputs(seed=1).items()}]
         expected = [decoder_logits(loaded.model, loaded.params, batch) for batch in batches]
-    save_savedmodel(loaded, tmp_path / "served")
+    save_savedmodel(loaded, tmp_path / "served-tf")
     for logits, wanted in zip(served(snippet("tensorflow"), tmp_path, batches), expected, strict=True):
         assert np.abs(logits - wanted).max() <= 1e-5
