@@ -2,6 +2,7 @@
 # make test    the test suite, without PyTorch        make test ARGS="-k partition"
 # make test-long  the tests that take long: whole runs killed, compared, spread over devices and processes
 # make parity  the tests that compare with PyTorch and TensorFlow
+# make test-pages  the programs that pages, notebooks and CONTRIBUTING show
 # make test-pythons  a short part of the tests on every other Python, 3.11 to 3.13, that this machine has
 # make lint    ruff and mypy                          make format  let ruff mend what it can
 # make docs    the documentation as a site, in build/site; fails on a broken link
@@ -10,7 +11,7 @@
 
 PYTHON ?= python3
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-pythons parity lint format docs clean
+.PHONY: help demo test test-long test-pages test-pythons parity lint format docs clean
 PIP = -m pip --quiet --disable-pip-version-check install
 
 help:
@@ -48,16 +49,20 @@ demo: .venv/installed
 	@.venv/bin/python experiments/demo.py
 
 test: .venv/installed
-	@.venv/bin/python -m pytest -n 2 --dist loadgroup -m "not parity and not long" $(ARGS)
+	@.venv/bin/python -m pytest -n 2 --dist loadgroup -m "not parity and not long and not pages" $(ARGS)
 
 test-long: .venv/installed
-	@.venv/bin/python -m pytest -n 2 --dist loadgroup -m "long and not parity" $(ARGS)
+	@.venv/bin/python -m pytest -n 2 --dist loadgroup -m "long and not parity and not pages" $(ARGS)
+
+test-pages: .venv/installed .venv-parity/installed
+	@.venv/bin/python -m pytest -n 2 --dist loadgroup -m "pages and not parity" $(ARGS)
+	@.venv-parity/bin/python -m pytest -m "pages and parity" $(ARGS)
 
 test-pythons: .venv/installed
 	@.ci/pythons
 
 parity: .venv-parity/installed
-	@.venv-parity/bin/python -m pytest -m parity $(ARGS)
+	@.venv-parity/bin/python -m pytest -m "parity and not pages" $(ARGS)
 
 lint: .venv/installed
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy

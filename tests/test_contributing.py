@@ -56,11 +56,12 @@ def test_each_is_a_file_and_a_test_and_one_place_that_lists_it():
         assert changed(text, change) != text
 
 
-@pytest.mark.long
+@pytest.mark.pages
 def test_their_tests_pass_in_a_repository_that_has_them(copy):
     assert "5 passed" in run_tests(copy, "not parity")
 
 
+@pytest.mark.pages
 @pytest.mark.parity
 def test_the_architecture_equals_pytorchs(copy):
     assert "1 passed" in run_tests(copy, "parity")

@@ -97,7 +97,7 @@ def desk(tmp_path_factory, minilm):
     return desk
 
 
-@pytest.mark.long
+@pytest.mark.pages
 @pytest.mark.parametrize("page", [page for page in ENGLISH if blocks(page)], ids=lambda page: str(page.relative_to(ROOT)))
 def test_what_a_page_shows_runs(page, desk, tmp_path, monkeypatch):
     run_page(page, desk, tmp_path, monkeypatch)
@@ -116,6 +116,7 @@ def said(text):
     return [line.partition("#")[0].rstrip() for line in text.splitlines() if not line.startswith("#")]
 
 
+@pytest.mark.pages
 @pytest.mark.parity
 def test_what_runs_with_other_libraries_runs(desk, tmp_path, monkeypatch):
     pages = [

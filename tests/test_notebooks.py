@@ -28,7 +28,7 @@ def test_a_notebook_is_plain_python_without_outputs_that_installs_only_on_colab(
     assert "google.colab" in "".join(found[0]["source"]) and "ftjax[tpu,demo]" in "".join(found[0]["source"])
 
 
-@pytest.mark.long
+@pytest.mark.pages
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path, tmp_path):
     program = "\n\n".join("".join(cell["source"]) for cell in cells(path))
