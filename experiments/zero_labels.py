@@ -54,13 +54,14 @@ def some(path: Path, number: int, columns: tuple[str, ...], output: Path) -> Pat
     return found
 
 
-def smollm2(seed: int, train: Path, test: Path, output: Path) -> dict:
+def smollm2(seed: int, sentences: int, train: Path, test: Path, output: Path) -> dict:
     """SmolLM2: how likely "good" and "bad" are after the sentence; adapted by its last layers on some training sentences."""
     model = dialogues.model_file()
     return zero_shot(
         output / f"smollm2-{train.stem}-{test.stem}-seed{seed}",
         *("--model", model, "--description", "rotten=bad", "fresh=good", "--template", "{text} This movie is {label}"),
         *("--adapt", "--train-parameters", "last:4,head", "--learning-rate", "1e-4", "--epochs", 2),
+        *("--confident-share", min(1.0, max(0.2, 40 / sentences))),  # of a few sentences more, or too few would become labels
         *("--unlabeled-file", train, "--test-file", test, "--seed", seed),
     )
 
@@ -87,7 +88,7 @@ if __name__ == "__main__":
         train, test = some(files["train"], options.sentences, ("text",), options.output), files["test"]
         if options.test_sentences:
             test = some(test, options.test_sentences, ("text", "label"), options.output)
-        rows["SmolLM2, good/bad"] = [smollm2(0, train, test, options.output)]
+        rows["SmolLM2, good/bad"] = [smollm2(0, options.sentences, train, test, options.output)]
     lines = [["descriptions", "alone", "after adaptation"], ["---"] * 3]
     for name, runs in rows.items():
         alone, adapted = ([run["rounds"][i]["accuracy"] for run in runs] for i in (0, -1))
