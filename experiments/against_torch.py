@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-import reviews
+from ftjax.demo import reviews
 
 RUNS = {  # name: (--train-parameters, epochs, learning rate, PyTorch's precisions, ftjax's)
     "full": ("all", 2, "5e-5", ("float32", "bfloat16"), ("float32", "bfloat16")),

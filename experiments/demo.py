@@ -9,9 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-import reviews
-
 from ftjax.cli import main
+from ftjax.demo import reviews
 from ftjax.launch import keep_programs, with_huge_pages
 
 if __name__ == "__main__":

@@ -17,8 +17,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import reviews
 import zero_labels
+
+from ftjax.demo import reviews
 
 TRAIN = ("--batch-size", "32", "--precision", "bfloat16", "--warmup-steps", "10")
 

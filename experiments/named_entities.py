@@ -17,9 +17,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import reviews
-
-from ftjax.demo import package_file
+from ftjax.demo import package_file, reviews
 
 SPLITS = ("train", "validation", "test")
 RECIPE = {"epochs": 10, "batch-size": 32, "learning-rate": 1e-4, "max-length": 128, "weight-decay": 0.01}

@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import reviews
+from ftjax.demo import reviews
 
 CHOICES = {  # spec: peak learning rate; larger the less is trained, the same for ftjax and PyTorch, not tuned further
     "all": 1e-4,

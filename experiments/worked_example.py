@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import reviews
 
 from ftjax.data.tokenize import load_tokenizer
+from ftjax.demo import reviews
 from ftjax.objectives import Term
 from ftjax.objectives.classification import Classification
 from ftjax.partition import label

@@ -16,9 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import reviews
-
-from ftjax.demo import dialogues
+from ftjax.demo import dialogues, reviews
 
 HERE = Path(__file__).resolve().parent
 SETS = ("words", "one", "five", "twenty-five")

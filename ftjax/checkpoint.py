@@ -72,7 +72,7 @@ def set_damaged_aside(directory: Path, say: Callable[[str], None]) -> None:
                 instead = "there is none before it" if before is None else f"the one before it, of step {before}, is there"
                 say(f"{directory / str(step)}: a checkpoint that cannot be used ({wrong}) is now {aside}; {instead}.")
     if jax.process_count() > 1:  # the others must not open what is about to go
-        multihost_utils.sync_global_devices("damaged checkpoints are gone")
+        multihost_utils.sync_global_devices("damaged checkpoints are set aside")
 
 
 class Checkpoints:

@@ -196,7 +196,8 @@ class TrainConfig:
     export_format: Literal["huggingface", "adapter"] = "huggingface"
     """What --output/model is: a whole model with low-rank matrices merged, or with lora:R an adapter in PEFT's format."""
     scan_layers: bool = False
-    """Run a decoder's layers as one loop: compiling the model then takes the same time however many there are."""
+    """Run a decoder's layers as one loop, compiled once. What sorts their parameters into the loop and updates them is still
+    compiled layer by layer."""
     frozen_dropout: bool = False
     """Keep dropout on in layers that are frozen; their output must then be computed in every step."""
     prefix_cache: Literal["auto", "memory", "disk", "off"] = "auto"

@@ -35,18 +35,8 @@ GROUPS = {
         *("text_pair_column", "label_column", "labels_per_class", "max_length", "max_target_length", "window_overlap", "task"),
     ),
     "What trains": (
-        *(
-            "classifier",
-            "template",
-            "description",
-            "descriptions_file",
-            "unfreeze",
-            "layer_decay",
-            "lora_alpha",
-            "lora_targets",
-            "dropout",
-            "frozen_dropout",
-        ),
+        *("classifier", "template", "description", "descriptions_file", "unfreeze", "layer_decay"),
+        *("lora_alpha", "lora_targets", "dropout", "frozen_dropout"),
         *("partial_learning_rate", "from_scratch", "lora_dropout", "dora", "adapter"),
     ),
     "Optimisation": (

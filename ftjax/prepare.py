@@ -341,8 +341,8 @@ def layout_of(
         sizes = read_mesh(config.mesh, len(devices), jax.process_count())
     layout = Layout(make_mesh(sizes, devices), zero1=config.sharding == "zero1" and config.parallel == "jit")
     if devices[0].platform == "cpu" and (layout.tensor > 1 or jax.process_count() > 1):
-        # Read from the cache of compiled programs, one of many collectives leaves devices of a CPU waiting for each other:
-        # with a tensor axis, and in several processes, of which the first alone writes to the cache
+        # With a tensor axis, and in several processes started again after a kill, programs with many collectives were seen to
+        # leave devices of a CPU waiting for each other when they came from the cache of compiled programs; why is not known
         jax.config.update("jax_enable_compilation_cache", False)
         reset_cache()  # or JAX goes by what it was when first used
     if config.parallel == "pmap" and (layout.mesh.size > layout.mesh.shape[DATA] or jax.process_count() > 1):

@@ -25,9 +25,10 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
-import reviews  # noqa: E402
 from jax.experimental.compilation_cache.compilation_cache import reset_cache  # noqa: E402
 from safetensors.numpy import save_file  # noqa: E402
+
+from ftjax.demo import reviews  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -107,6 +108,17 @@ def few_reviews(tmp_path_factory, review_files) -> dict[str, Path]:
     found["unlabeled"] = directory / "unlabeled.txt"
     found["unlabeled"].write_text("".join(text + "\n" for text, _ in rows[90:130]), encoding="utf-8")
     return found
+
+
+@pytest.fixture(scope="session")
+def few(few_reviews, tmp_path_factory) -> Path:
+    """Its training sentences: 24 with a label, 36 whose cell is empty."""
+    path = tmp_path_factory.mktemp("few") / "few.csv"
+    with few_reviews["train"].open(encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([header, *rows[:24], *([text, ""] for text, _ in rows[24:])])
+    return path
 
 
 def run_command(*arguments, timeout=300, **options):

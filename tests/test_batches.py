@@ -2,13 +2,13 @@ import csv
 
 import numpy as np
 import pytest
-import reviews
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ftjax.data.batches import batches, choose_buckets, plan_epoch
 from ftjax.data.files import Rows
 from ftjax.data.tokenize import Examples, encode, join, label_names, load_tokenizer
+from ftjax.demo import reviews
 from ftjax.errors import InputError
 
 lengths_of_rows = st.lists(st.integers(1, 90), min_size=1, max_size=120).map(np.array)

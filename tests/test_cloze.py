@@ -1,6 +1,5 @@
 """Classifiers by words in a gap: rows, logits, training by every method, there and back, and mistakes through the command."""
 
-import csv
 import json
 import re
 import shutil
@@ -229,32 +228,11 @@ def test_what_is_trained_finds_its_words_again_and_untrained_it_is_zero_shot(tin
     assert pooled["architectures"] == ["BertForSequenceClassification"] and "ftjax_cloze" not in pooled
 
 
-@pytest.fixture(scope="module")
-def few(few_reviews, tmp_path_factory):
-    """24 rows with a label, 36 whose cell is empty."""
-    path = tmp_path_factory.mktemp("few") / "few.csv"
-    with few_reviews["train"].open(encoding="utf-8", newline="") as file:
-        header, *rows = csv.reader(file)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([header, *rows[:24], *([text, ""] for text, _ in rows[24:])])
-    return {**few_reviews, "train": path}
-
-
 @pytest.mark.long
-def test_with_every_self_supervised_loss_and_few_labels(tiny_mlm, few, tmp_path):
+def test_with_every_self_supervised_loss_and_few_labels(tiny_mlm, few_reviews, few, tmp_path):
     result = train(
-        *(
-            tiny_mlm,
-            few,
-            tmp_path / "run",
-            *CLOZE,
-            "--method",
-            "self-supervised",
-            "--labels-per-class",
-            "4",
-            "--log-every",
-            "1",
-        ),
+        *(tiny_mlm, few_reviews | {"train": few}, tmp_path / "run", *CLOZE),
+        *("--method", "self-supervised", "--labels-per-class", "4", "--log-every", "1"),
         *("--self-supervised-loss", "masked-lm", "consistency", "pseudo-label", "entropy", "contrastive", "label-pairs"),
         *("--augmentation", "token-mask", "--teacher-decay", "0.9", "--confidence", "0.1", "--unlabeled-ratio", "3"),
         *("--adapt-epochs", "1"),

@@ -1,6 +1,5 @@
 """The third method from the command line down: which terms, which rows in a batch, stages, teacher, and mistakes."""
 
-import csv
 import dataclasses
 import json
 import shutil
@@ -174,17 +173,6 @@ def test_a_mean_teacher_is_the_average_of_what_trains():
 
 
 # ---- runs
-
-
-@pytest.fixture(scope="module")
-def few(few_reviews, tmp_path_factory):
-    """24 rows with a label, 36 whose cell is empty."""
-    path = tmp_path_factory.mktemp("few") / "few.csv"
-    with few_reviews["train"].open(encoding="utf-8", newline="") as file:
-        header, *rows = csv.reader(file)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([header, *rows[:24], *([text, ""] for text, _ in rows[24:])])
-    return path
 
 
 ALL = ("masked-lm=0.1", "contrastive=0.1", "label-pairs=0.5", "consistency=linear:0->1", "pseudo-label=1", "entropy=0.1")

@@ -155,9 +155,10 @@ def write_decoders():
 
 if __name__ == "__main__":
     sys.path[:0] = [str(ROOT / "experiments")]
-    import reviews
     from transformers import BertModel
     from worked_example import head_values
+
+    from ftjax.demo import reviews
 
     GOLDEN.mkdir(exist_ok=True)
     write_family_goldens()

@@ -159,7 +159,7 @@ def build(
 
     classifier: the kind of classification head; None is the architecture's own.
     cloze: what a classifier of that kind reads; the language model's head, which it needs, is then there in any case.
-    scan: a decoder's layers run as one loop, which compiles in the same time however many they are; see `Decoder.scan`.
+    scan: a decoder's layers run as one loop, compiled once; see `Decoder.scan`.
     precision: the dtype of the operands of every dot product, "float32" or "bfloat16"; all else is float32.
     """
     chosen: dict[str, Any] = {

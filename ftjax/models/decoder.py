@@ -393,8 +393,9 @@ class Decoder(nnx.Module):
         """The output of consecutive layers (`seeds`: for each one): what `layer` gives, compiled once for all that are alike.
         remembered: makes of a layer one that keeps less for the backward pass.
 
-        Compiling does not get slower with depth; the price is a copy of the layers' parameters, stacked, and of their
-        gradients. Layers with and without dropout are not alike: a frozen layer stays outside the backward pass.
+        The price is a copy of the layers' parameters, stacked, and of their gradients. Stacking them, layer by layer, is what
+        still compiles longer the deeper the model is. Layers with and without dropout are not alike: a frozen layer stays
+        outside the backward pass.
         """
         parts = {number: nnx.split(self.layers[number]) for number in numbers}
         own = {n: None if s is None else fold_in(s, n) for n, s in zip(numbers, seeds, strict=True)}

@@ -12,32 +12,37 @@ from typing import Any, ClassVar
 from ftjax.errors import InputError
 from ftjax.models.bert import BertConfig, encoder_names
 from ftjax.models.body import Pooling
-from ftjax.models.names import NameTable, dense, norm
+from ftjax.models.names import NameTable, Rule, dense, norm
 
-NAMES = NameTable(
-    prefix="roberta.",
-    rules=(
-        *encoder_names("roberta."),
-        *dense("pooler", "classifier.dense"),
-        *dense("classifier", "classifier.out_proj"),
-        *dense("masked_lm.transform", "lm_head.dense"),
-        *norm("masked_lm.norm", "lm_head.layer_norm"),
-        ("masked_lm.bias", "lm_head.bias", False),
-    ),
-    copies=(
-        ("lm_head.decoder.weight", "encoder.embeddings.word.embedding"),
-        ("lm_head.decoder.bias", "masked_lm.bias"),
-    ),
-    carried=(
-        r"roberta\.embeddings\.(position_ids|token_type_ids)",
-        r"roberta\.pooler\.dense\.(weight|bias)",  # the base model's, which no classifier reads
-        r"lm_head\..*",
-        r"classifier\.((dense|out_proj)\.)?(weight|bias)",
-        r"qa_outputs\.(weight|bias)",
-    ),
-    classes=("RobertaForSequenceClassification", "RobertaForMaskedLM"),
-)
-"""BERT's, with a pooler that belongs to the classifier, and a head of their own."""
+
+def names_of(prefix: str, family: str, encoder: tuple[Rule, ...], buffers: str) -> NameTable:
+    """An encoder with RoBERTa's heads: a pooler that belongs to the classifier, and a masked-language-modelling head.
+
+    buffers: a pattern for what else its embeddings may have in files.
+    """
+    return NameTable(
+        prefix=f"{prefix}.",
+        rules=(
+            *encoder,
+            *dense("pooler", "classifier.dense"),
+            *dense("classifier", "classifier.out_proj"),
+            *dense("masked_lm.transform", "lm_head.dense"),
+            *norm("masked_lm.norm", "lm_head.layer_norm"),
+            ("masked_lm.bias", "lm_head.bias", False),
+        ),
+        copies=(
+            ("lm_head.decoder.weight", "encoder.embeddings.word.embedding"),
+            ("lm_head.decoder.bias", "masked_lm.bias"),
+        ),
+        carried=(
+            rf"{prefix}\.embeddings\.{buffers}",
+            rf"{prefix}\.pooler\.dense\.(weight|bias)",  # the base model's, which no classifier reads
+            r"lm_head\..*",
+            r"classifier\.((dense|out_proj)\.)?(weight|bias)",
+            r"qa_outputs\.(weight|bias)",
+        ),
+        classes=(f"{family}ForSequenceClassification", f"{family}ForMaskedLM"),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +50,7 @@ class RobertaConfig(BertConfig):
     """RoBERTa's numbers; the defaults are those of transformers' RobertaConfig."""
 
     model_type: ClassVar[str] = "roberta"
-    table: ClassVar[NameTable] = NAMES
+    table: ClassVar[NameTable] = names_of("roberta", "Roberta", encoder_names("roberta."), "(position_ids|token_type_ids)")
     pooling: ClassVar[Pooling] = Pooling(dropout_before=True)
 
     vocab_size: int = 50265
@@ -75,7 +80,7 @@ class XlmRobertaConfig(RobertaConfig):
 
     model_type: ClassVar[str] = "xlm-roberta"
     table: ClassVar[NameTable] = dataclasses.replace(
-        NAMES, classes=("XLMRobertaForSequenceClassification", "XLMRobertaForMaskedLM")
+        RobertaConfig.table, classes=("XLMRobertaForSequenceClassification", "XLMRobertaForMaskedLM")
     )
 
     vocab_size: int = 30522
