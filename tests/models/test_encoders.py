@@ -299,7 +299,7 @@ def test_the_golden_values_are_pytorchs(tmp_path):
         families.write_golden(tmp_path, kind)
         model_type = kind.split()[0]
         name = families.golden_shapes()[kind][0]["architectures"][0]
-        model = getattr(transformers, name).from_pretrained(tmp_path)
+        model = getattr(transformers, name).from_pretrained(tmp_path).double()
         logits, states = torch_outputs(model, inputs_for(model_type, families.ENCODERS[model_type][1]))
         assert families.differ(families.few(logits), golden[f"{kind}/logits"]) <= 1e-6
         assert families.differ(families.few(np.stack(states)), golden[f"{kind}/states"]) <= 1e-6
