@@ -196,8 +196,7 @@ class TrainConfig:
     export_format: Literal["huggingface", "adapter"] = "huggingface"
     """What --output/model is: a whole model with low-rank matrices merged, or with lora:R an adapter in PEFT's format."""
     scan_layers: bool = False
-    """Run a decoder's layers as one loop, compiled once. What sorts their parameters into the loop and updates them is still
-    compiled layer by layer."""
+    """Run a decoder's layers as one loop, compiled once: how long compiling takes does not depend on their number."""
     frozen_dropout: bool = False
     """Keep dropout on in layers that are frozen; their output must then be computed in every step."""
     prefix_cache: Literal["auto", "memory", "disk", "off"] = "auto"

@@ -19,18 +19,20 @@ from ftjax.pretrained.hub import model_directory
 from ftjax.pretrained.load import read_config
 from ftjax.pretrained.program import save_savedmodel, save_stablehlo
 from ftjax.pretrained.tensors import read_json
+from ftjax.stacked import members, unstack
 from ftjax.step import TrainState
 
 
 def save_model(run: Run, state: TrainState, directory: Path, export_format: ExportFormat) -> None:
     """What a run has learnt, in a directory. Raises InputError for a format that cannot say it."""
-    params = {**run.pretrained.params, **state.trainable}
+    trained = {member for name in state.trainable for member in members(name)}
+    params = {name: value for name, value in run.pretrained.params.items() if name not in trained} | state.trainable
     if jax.process_count() > 1:
         params = processes.kept_by_first((name, run.layout.put(name, value)) for name, value in params.items())
+    params = unstack(params)
     if not processes.is_first():
         return
     if export_format == "adapter":
-        trained = {name: params[name] for name in state.trainable}
         save_adapter(run.pretrained, params, trained, directory, base=run.config.model)
     else:
         write_model(dataclasses.replace(run.pretrained, params=params), directory, export_format)

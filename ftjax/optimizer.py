@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from ftjax.partition import Treatment, Treatments
+from ftjax.stacked import is_stack
 
 Schedule = Literal["linear", "cosine", "constant"]
 Rule = Callable[[float | optax.Schedule, float], optax.GradientTransformation]
@@ -79,15 +80,43 @@ def adafactor(
     `by_treatment` for the other arguments.
     """
 
+    names = names if isinstance(names, Mapping) else tuple(names)
+    factored = optax.chain(
+        optax.scale_by_factored_rms(min_dim_size_to_factor=min_dim_size_to_factor), optax.clip_by_block_rms(1.0)
+    )
+    factored = each_member(factored) if any(map(is_stack, names)) else factored
+
     def rule(rate: float | optax.Schedule, decay: float) -> optax.GradientTransformation:
-        return optax.chain(
-            optax.scale_by_factored_rms(min_dim_size_to_factor=min_dim_size_to_factor),
-            optax.clip_by_block_rms(1.0),
-            optax.add_decayed_weights(decay),
-            optax.scale_by_learning_rate(rate),
-        )
+        return optax.chain(factored, optax.add_decayed_weights(decay), optax.scale_by_learning_rate(rate))
 
     return by_treatment(names, learning_rate, rule, weight_decay=weight_decay, max_gradient_norm=max_gradient_norm)
+
+
+def each_member(rule: optax.GradientTransformation) -> optax.GradientTransformation:
+    """A rule that does to every layer's part of a stack (see `ftjax.stacked`) what it would do to that parameter alone.
+
+    Its state is the rule's of what is not stacked, and one for each stack.
+    """
+
+    def apart(tree: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(what is not stacked or has another label, stacks)."""
+        stacks = {name: value for name, value in tree.items() if is_stack(name) and jax.tree.leaves(value)}
+        return {name: value for name, value in tree.items() if name not in stacks}, stacks
+
+    def init(params: optax.Params) -> optax.OptState:
+        single, stacks = apart(params)
+        return rule.init(single), {name: jax.vmap(rule.init)(value) for name, value in stacks.items()}
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        (single, stacks), (values, stacked_values), (first, others) = apart(updates), apart(params), state
+        new, first = rule.update(single, first, values)
+        found = {name: jax.vmap(rule.update)(stacks[name], others[name], stacked_values[name]) for name in stacks}
+        new |= {name: update for name, (update, _) in found.items()}
+        return new, (first, {name: state for name, (_, state) in found.items()})
+
+    return optax.GradientTransformation(init, update)
 
 
 def by_treatment(

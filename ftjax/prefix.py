@@ -26,6 +26,7 @@ from ftjax.data.tokenize import Examples
 from ftjax.models import Model, Params
 from ftjax.objectives import Batch
 from ftjax.parallel import Compiled
+from ftjax.stacked import unstack
 
 Where = Literal["auto", "memory", "disk", "off"]
 Attach = Callable[[dict[str, Any]], dict[str, Any]]
@@ -229,9 +230,9 @@ class FrozenPrefix:
         digest.update(repr(facts).encode())
         (part,) = self.model.config.parts
         inside = (f"{part}.embeddings.", *(f"{part}.layers.{i}." for i in range(self.model.prefix_layers)))
-        for name in sorted(self.params):
+        for name, value in sorted(unstack(self.params).items()):
             if name.startswith(inside):
-                value = np.ascontiguousarray(self.params[name])
+                value = np.ascontiguousarray(value)
                 digest.update(f"{name} {value.dtype} {value.shape}".encode())
                 digest.update(value.view(np.uint8).data)
         for array in (examples.tokens, examples.token_types, examples.starts):

@@ -26,6 +26,7 @@ from ftjax.pretrained.hub import model_directory
 from ftjax.pretrained.load import Pretrained, check_cloze, load_pretrained, read_config, saved_labels
 from ftjax.sharding import DATA, FSDP, Layout, make_mesh, read_mesh
 from ftjax.shares import encoded as encode_shared
+from ftjax.stacked import stack, stack_of
 from ftjax.stages import Stage, adapt, memory, new_heads, stages_of
 from ftjax.step import TrainState, apart, create_state, train_step
 from ftjax.tasks import task_class
@@ -267,10 +268,10 @@ class Run:
         return max(i for i, stage in enumerate(self.stages) if i == 0 or stage.from_step < step)
 
     def new_state(self, number: int, params: Params) -> TrainState:
-        """The state of a stage before its first step, from the values of all parameters. Traceable."""
+        """The state of a stage before its first step, from the values of all parameters, stacked or not. Traceable."""
         stage = self.stages[number]
         state = create_state(
-            params,
+            stack(params, stage.model.stacks),
             stage.labels,
             stage.objective,
             stage.optimizer,
@@ -286,7 +287,8 @@ class Run:
     def state_of(self, number: int, before: TrainState | None = None) -> TrainState:
         """The state at the beginning of a stage; what trained before it goes on from the state `before`."""
         learnt = {} if before is None else before.trainable
-        given = {name: value for name, value in self.pretrained.params.items() if name not in learnt}
+        stacks = self.stages[number].model.stacks
+        given = {name: value for name, value in self.pretrained.params.items() if stack_of(name, stacks) not in learnt}
         params = {name: self.layout.put(name, value) for name, value in given.items()} | learnt
         make = functools.partial(self.new_state, number)
         state = jax.jit(make, out_shardings=self.layout.shardings(jax.eval_shape(make, params)))(params)
@@ -375,7 +377,7 @@ def assemble(config: TrainConfig, data: Data, pretrained: Pretrained, layout: La
     )
     stages = stages_of(config, pretrained, terms, per_epoch)
     if config.export_format == "adapter":
-        trained = {name for stage in stages for name, label in stage.labels.items() if label == "trained"}
+        trained = {name for stage in stages for name, treatment in stage.treatments.items() if treatment.trained}
         check_adapter(pretrained.model, trained | {*pretrained.adapted})
     data = data if data.buckets else dataclasses.replace(data, buckets=buckets_for(config, data, stages[0]))
     if config.from_scratch:
@@ -389,7 +391,7 @@ def assemble(config: TrainConfig, data: Data, pretrained: Pretrained, layout: La
         say(f"{len(in_4bit)} frozen kernels are kept in 4 bits.")
     for stage in stages:
         when = f"From step {stage.from_step} on: t" if stage.from_step else "T"
-        say(f"{when}raining {memory(pretrained.model, stage.labels, stage.optimizer).line(stage.spec)}")
+        say(f"{when}raining {memory(stage.model, stage.labels, stage.optimizer).line(stage.spec)}")
     if layout.mesh.size > 1:
         sizes = ",".join(f"{axis}={size}" for axis, size in layout.mesh.shape.items() if size > 1)
         say(f"Mesh: {sizes}" + (f" (of {len(devices)} devices)." if len(devices := jax.devices()) > layout.mesh.size else "."))

@@ -35,9 +35,14 @@ def example_seeds(key: jax.Array, example_ids: jax.Array) -> jax.Array:
     return jax.vmap(lambda i: jax.random.bits(jax.random.fold_in(key, i), dtype=jnp.uint32))(example_ids)
 
 
-def fold_in(seeds: jax.Array, data: int) -> jax.Array:
-    """Derive new seeds for another use, as `jax.random.fold_in` does for keys: uint32 (batch,) to uint32 (batch,)."""
-    return mix(seeds + jnp.uint32((GOLDEN * (data + 1)) & 0xFFFFFFFF))
+def fold_in(seeds: jax.Array, data: int | jax.Array) -> jax.Array:
+    """Derive new seeds for another use, as `jax.random.fold_in` does for keys: uint32 (batch,) to uint32 (batch,).
+
+    data: tells the uses apart; int32 (), counted by a loop, gives the same seeds as the number it stands for.
+    """
+    if isinstance(data, int):
+        return mix(seeds + jnp.uint32((GOLDEN * (data + 1)) & 0xFFFFFFFF))
+    return mix(seeds + jnp.uint32(GOLDEN) * (data.astype(jnp.uint32) + jnp.uint32(1)))
 
 
 def bits(seeds: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ftjax.errors import InputError, did_you_mean
+from ftjax.stacked import is_stack, members
 
 DATA, FSDP, TENSOR = AXES = ("data", "fsdp", "tensor")
 ROWS = (DATA, FSDP)
@@ -43,7 +44,11 @@ def spec(name: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> Partiti
     """How a parameter is cut over axes of these sizes, by the rules.
 
     An axis that does not divide its dimension evenly is left out; fsdp goes to the first other dimension that it does divide.
+    Of a stack (see `ftjax.stacked`) every layer's parameter is cut as it would be alone.
     """
+    if is_stack(name):
+        alone = spec(members(name)[0], shape[1:], sizes)
+        return PartitionSpec(None, *alone) if alone else alone
     if math.prod(shape) < SMALLEST or len(shape) < 2:
         return PartitionSpec()
     wanted = next(axes for pattern, axes in RULES if re.search(rf"(^|\.){pattern}$", name))

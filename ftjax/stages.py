@@ -16,6 +16,7 @@ from ftjax.objectives import Objective
 from ftjax.optimizer import scheduled
 from ftjax.partition import Labels, Treatments, count, labels_of, lora_part, split, treat, without_lora
 from ftjax.pretrained.load import Pretrained, add_lora, in_4bit, merge
+from ftjax.stacked import stack_of, stacked_shapes
 from ftjax.step import kept_in
 
 
@@ -23,8 +24,9 @@ from ftjax.step import kept_in
 class Stage:
     """What trains from a step on, and everything that follows from it. Without --unfreeze a run has one stage.
 
-    model: with dropout off where nothing trains. prefix: whether its first layers are frozen and their output is all
-    that the objective reads of them, so that they need not be part of the step.
+    treatments: of every parameter, also where layers are stacked. model: with dropout off where nothing trains. prefix:
+    whether its first layers are frozen and their output is all that the objective reads of them, so that they need not be
+    part of the step.
     """
 
     from_step: int
@@ -37,8 +39,8 @@ class Stage:
 
     @property
     def labels(self) -> Labels:
-        """Label of every parameter."""
-        return labels_of(self.treatments)
+        """Label of every array of the state: of every parameter, or of the stack that it is in (see `ftjax.stacked`)."""
+        return {stack_of(name, self.model.stacks): label for name, label in labels_of(self.treatments).items()}
 
 
 def new_heads(pretrained: Pretrained) -> list[str]:
@@ -51,7 +53,7 @@ def stages_of(
 ) -> tuple[Stage, ...]:
     """The stages of a run. Each trains what the one before it did, with the same treatment, and more."""
     names, layers = pretrained.model.shapes, pretrained.model.config.num_hidden_layers
-    stages: list[Stage] = []
+    found: list[tuple[int, str, Treatments]] = []
     known: Treatments = {}
     for epoch, spec in config.stages:
         step = epoch * steps_per_epoch
@@ -62,16 +64,22 @@ def stages_of(
                 what = "trains it otherwise" if now.trained else "freezes it again"
                 raise InputError(f"--unfreeze {epoch}={spec}: {name} trains already and this {what}; stages may only add.")
             chosen[name] = now
-        if stages and set(known) == {name for name, treatment in chosen.items() if treatment.trained}:
+        if found and set(known) == {name for name, treatment in chosen.items() if treatment.trained}:
             raise InputError(f"--unfreeze {epoch}={spec}: trains nothing that did not train before.")
         for name, treatment in chosen.items():
             if treatment.trained and name not in known:
                 known[name] = chosen[name] = dataclasses.replace(treatment, from_step=step)
-        model = pretrained.model if config.frozen_dropout else pretrained.model.freeze(known)
-        model = dataclasses.replace(model, remat=config.remat)
+        found.append((step, spec, chosen))
+    # Layers are stacked only if they are treated alike in every stage: stacks, and the moments with them, last the whole run
+    in_all = {name: tuple(chosen[name] for _, _, chosen in found) for name in names}
+    stages: list[Stage] = []
+    for step, spec, chosen in found:
+        trained = {name: treatment for name, treatment in chosen.items() if treatment.trained}
+        model = pretrained.model if config.frozen_dropout else pretrained.model.freeze(trained)
+        model = dataclasses.replace(model, remat=config.remat).looped(in_all)
         terms = objective(model)
         optimizer = scheduled(
-            tuple(known.items()),
+            tuple({stack_of(name, model.stacks): treatment for name, treatment in trained.items()}.items()),
             optimizer=config.optimizer,
             moment_dtype=config.moment_dtype,
             steps=config.epochs * steps_per_epoch,
@@ -81,7 +89,7 @@ def stages_of(
             max_gradient_norm=config.max_gradient_norm or None,
         )
         prefix = model.prefix_layers > 0 and all(getattr(term.loss, "takes_prefix", False) for term in terms)
-        stages.append(Stage(step, spec, dict(chosen), model, terms, optimizer, prefix))
+        stages.append(Stage(step, spec, chosen, model, terms, optimizer, prefix))
     return tuple(stages)
 
 
@@ -181,10 +189,11 @@ class Memory:
 def memory(model: Model, labels: Labels, optimizer: optax.GradientTransformation | None = None) -> Memory:
     """The memory of a state: what trains in float32 with a gradient and moments, frozen matrices as they are kept.
 
-    optimizer: None is AdamW, with two moments in float32.
+    labels: of the state's arrays. optimizer: None is AdamW, with two moments in float32.
     """
-    trainable, frozen = split(model.shapes, labels)
-    kept = sum(value.size * kept_in(value, dict(model.heads)["precision"]).itemsize for value in frozen.values())
+    trainable, frozen = split(stacked_shapes(model.shapes, model.stacks), labels)
+    precision = dict(model.heads)["precision"]
+    kept = sum(value.size * kept_in(name, value, precision).itemsize for name, value in frozen.items())
     trained = count(trainable)
     moments = 8 * trained
     if optimizer is not None:

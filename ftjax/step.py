@@ -20,6 +20,7 @@ from ftjax.objectives import Average, Batch, Objective, average, measure
 from ftjax.objectives.teacher import PREFIX
 from ftjax.partition import Labels, split
 from ftjax.sharding import FSDP
+from ftjax.stacked import is_stack
 
 Metrics = dict[str, Average]
 
@@ -80,7 +81,7 @@ def create_state(
     """
     trainable, frozen = split(dict(params), labels)
     trainable = {name: jnp.array(value, copy=True) for name, value in trainable.items()}
-    frozen = {name: jnp.array(value, kept_in(value, precision), copy=True) for name, value in frozen.items()}
+    frozen = {name: jnp.array(value, kept_in(name, value, precision), copy=True) for name, value in frozen.items()}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         key=jax.random.key(seed),
@@ -96,9 +97,9 @@ def create_state(
     )
 
 
-def kept_in(value: jax.Array | jax.ShapeDtypeStruct, precision: str) -> jnp.dtype:
-    """The dtype that a frozen parameter is kept in."""
-    matrix = value.ndim > 1 and jnp.issubdtype(value.dtype, jnp.floating)
+def kept_in(name: str, value: jax.Array | jax.ShapeDtypeStruct, precision: str) -> jnp.dtype:
+    """The dtype that a frozen parameter, or a stack of them, is kept in."""
+    matrix = value.ndim - is_stack(name) > 1 and jnp.issubdtype(value.dtype, jnp.floating)
     return jnp.dtype(precision) if matrix else value.dtype
 
 

@@ -88,10 +88,11 @@ class Part(nnx.Param):
 
 
 def parameter(value: Any, shape: tuple[int, ...], dtype: str) -> nnx.Param:
-    """A module's parameter: a `Part` where the value is a part of an array of this shape."""
-    if value is None or value.shape == shape:
+    """A module's parameter: a `Part` where the value is a part of an array of this shape, or of a stack of such arrays."""
+    own = () if value is None else value.shape[value.ndim - len(shape) :]
+    if value is None or own == shape:
         return nnx.Param(value)
-    dimension = next(i for i, (part, length) in enumerate(zip(value.shape, shape, strict=True)) if part != length)
+    dimension = next(i for i, (part, length) in enumerate(zip(own, shape, strict=True)) if part != length)
     return Part(value, cut=dimension, rounded=dtype)
 
 

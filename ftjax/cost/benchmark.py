@@ -27,6 +27,7 @@ from ftjax.data.prefetch import prefetch
 from ftjax.errors import InputError
 from ftjax.models.layers import dot
 from ftjax.models.shapes import SHAPES
+from ftjax.partition import labels_of
 from ftjax.prefix import attached
 from ftjax.prepare import Run, prepare
 from ftjax.pretrained.load import read_config
@@ -74,7 +75,9 @@ def benchmark(config: BenchmarkConfig, say: Callable[[str], None]) -> dict[str, 
     peak = matmul_flops(config.precision)
     devices, step = len(jax.devices()), statistics.median(seconds)
     stage, length = run.stages[0], run.data.buckets[-1]
-    needed = model_flops(stage.model, stage.labels, stage.objective, config.batch_size, length, prefix=stage.prefix)
+    needed = model_flops(
+        stage.model, labels_of(stage.treatments), stage.objective, config.batch_size, length, prefix=stage.prefix
+    )
     result: dict[str, Any] = {
         "model": config.model,
         "device": machine.device_description(),
@@ -225,7 +228,7 @@ class TorchStep:
         settings = {
             "config": {name: value for name, value in raw.items() if name in known} | rates,
             "num_labels": len(run.data.labels),
-            "trained": [table.theirs(name)[0] for name, label in stage.labels.items() if label == "trained"],
+            "trained": [table.theirs(name)[0] for name, treatment in stage.treatments.items() if treatment.trained],
             "batch_size": config.batch_size,
             "length": run.data.buckets[-1],
             "gradient_accumulation": config.gradient_accumulation,

@@ -23,6 +23,7 @@ from ftjax.cost.flops import FORMULA, model_flops, program_flops
 from ftjax.cost.topology import devices_of
 from ftjax.data.batches import make_batch
 from ftjax.parallel import Compiled
+from ftjax.partition import labels_of
 from ftjax.prefix import prefix_step
 from ftjax.prepare import Run
 from ftjax.sharding import ROWS
@@ -111,7 +112,9 @@ def examine(config: PlanConfig, devices: Sequence[jax.Device], chip: Chip | None
     module = hlo.parse(program.as_text())
     memory = {name: each * size for name, size in split_memory(program, module, parts).items()}
     total = sum(memory.values())
-    needed = model_flops(stage.model, stage.labels, stage.objective, config.batch_size, length, prefix=stage.prefix)
+    needed = model_flops(
+        stage.model, labels_of(stage.treatments), stage.objective, config.batch_size, length, prefix=stage.prefix
+    )
     asked = program_flops(train_step, dataclasses.replace(arguments[0], frozen=arguments[1]), arguments[2])
     prefix_seconds = 0.0
     if chip:

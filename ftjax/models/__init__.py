@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Hashable, Mapping
 from typing import Any
 
 import jax
@@ -31,6 +31,7 @@ from ftjax.models.mpnet import MPNetConfig
 from ftjax.models.qwen import Qwen2Config, Qwen3Config
 from ftjax.models.roberta import RobertaConfig, XlmRobertaConfig
 from ftjax.models.t5 import T5, T5Config
+from ftjax.stacked import Stacks, alike, members, stack
 
 Params = dict[str, jax.Array]
 
@@ -78,6 +79,7 @@ class Model:
     frozen: for the embeddings and every layer, whether nothing in it trains, so that its dropout is off; () if all is on.
     remat: what layers compute again in the backward pass, which saves memory, see `TextModel.remembered`.
     in_4bit: the dense layers whose kernel is kept in 4 bits, see `ftjax.models.nf4`.
+    stacks: which consecutive layers run as one loop over their parameters, stacked (see `ftjax.stacked`); () without `scan`.
     """
 
     config: Config
@@ -89,19 +91,36 @@ class Model:
     lora: Lora | None = None
     in_4bit: tuple[str, ...] = ()
     remat: Remat = "none"
+    stacks: Stacks = ()
 
     def bind(self, params: Params) -> Any:
         """The module with these values in it, a `TextModel` or a `T5`. Cheap and traceable: use it inside jit and grad.
 
         Parameters may be left out, as long as the parts of the module that need them are not called; one that is smaller
-        than its shape is this device's part, gathered when it is read (see `ftjax.zero`).
+        than its shape is this device's part, gathered when it is read (see `ftjax.zero`). Those of `stacks` are best given
+        stacked, or they are here; the first of the layers gets the whole stack.
         """
         precision = dict(self.heads)["precision"]
+        held = {members(name)[0]: value for name, value in stack(params, self.stacks).items()}
         names = {path: dotted(path) for path in self.paths}
-        leaves = [(path, zero.parameter(params.get(name), self.shapes[name].shape, precision)) for path, name in names.items()]
+        leaves = [(path, zero.parameter(held.get(name), self.shapes[name].shape, precision)) for path, name in names.items()]
         module = nnx.merge(self.graph, nnx.from_flat_state(leaves))
         module.remat, module.in_parts = self.remat, any(isinstance(leaf, zero.Part) for _, leaf in leaves)
+        module.stacks = self.stacks
         return module
+
+    def looped(self, facts: Mapping[str, Hashable]) -> Model:
+        """The model that runs as one loop those consecutive layers that are alike: in shapes, and in these facts about their
+        parameters (by name). Without `scan` (see `build`) as it was.
+
+        A last layer of which a classifier reads one position is none of them.
+        """
+        heads = dict(self.heads)
+        if not (heads["scan"] and self.config.causal):
+            return self
+        reads_one = (heads["num_labels"] is not None or heads["cloze"] is not None) and not self.of_tokens
+        every = {name: (shape.shape, shape.dtype, facts.get(name)) for name, shape in self.shapes.items()}
+        return dataclasses.replace(self, stacks=alike(every, self.config.num_hidden_layers - reads_one))
 
     @property
     def prefix_layers(self) -> int:
@@ -133,7 +152,9 @@ class Model:
         stages: list[str] = []
         for part in self.config.parts:
             stages += [f"{part}.embeddings.", *(f"{part}.layers.{i}." for i in range(self.config.depth(part)))]
-        return dataclasses.replace(self, frozen=tuple(not any(n.startswith(s) for n in trained) for s in stages))
+        frozen = tuple(not any(n.startswith(s) for n in trained) for s in stages)
+        off = {n: True for n in self.shapes for s, is_off in zip(stages, frozen, strict=True) if is_off and n.startswith(s)}
+        return dataclasses.replace(self, frozen=frozen).looped(off)
 
 
 def dotted(path: tuple[Any, ...]) -> str:
@@ -168,7 +189,6 @@ def build(
         "pooler": pooler,
         "masked_lm": masked_lm or (cloze is not None and not config.causal),
         "causal_lm": causal_lm or (cloze is not None and config.causal),
-        "scan": scan,
         "cloze": cloze,
     }
     dtype = jnp.dtype(precision)
@@ -187,8 +207,8 @@ def build(
     graph, state = nnx.split(nnx.eval_shape(module))
     leaves = [(path, leaf) for path, leaf in nnx.to_flat_state(state)]
     shapes = {dotted(path): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in leaves}
-    heads = tuple({**chosen, "precision": precision}.items())
-    return Model(config, graph, tuple(path for path, _ in leaves), heads, shapes, lora=lora, in_4bit=in_4bit)
+    heads = tuple({**chosen, "scan": scan, "precision": precision}.items())
+    return Model(config, graph, tuple(path for path, _ in leaves), heads, shapes, lora=lora, in_4bit=in_4bit).looped({})
 
 
 def with_lora(model: Model, lora: Lora | None) -> Model:

@@ -7,8 +7,7 @@ Each layer is x + attention(norm(x)), then x + mlp(norm(x)). A position sees tho
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import jax
@@ -384,40 +383,33 @@ class Decoder(nnx.Module):
 
     def scan(
         self,
-        numbers: Sequence[int],
+        run: range,
         hidden: jax.Array,
         context: Context,
-        seeds: Sequence[jax.Array | None],
+        seeds: jax.Array | None,
         remembered: Callable[..., Any],
     ) -> jax.Array:
-        """The output of consecutive layers (`seeds`: for each one): what `layer` gives, compiled once for all that are alike.
-        remembered: makes of a layer one that keeps less for the backward pass.
+        """The output of consecutive layers, what `layer` gives of one after the other, compiled once.
 
-        The price is a copy of the layers' parameters, stacked, and of their gradients. Stacking them, layer by layer, is what
-        still compiles longer the deeper the model is. Layers with and without dropout are not alike: a frozen layer stays
-        outside the backward pass.
+        run: their numbers; the parameters of all of them are in the first one, stacked (see `ftjax.stacked`), and a loop takes
+        from them one layer at a time. seeds: all of them have dropout, or none. remembered: makes of a layer one that keeps
+        less for the backward pass.
         """
-        parts = {number: nnx.split(self.layers[number]) for number in numbers}
-        own = {n: None if s is None else fold_in(s, n) for n, s in zip(numbers, seeds, strict=True)}
-        every = jax.tree.map(lambda *x: jnp.stack(x), *context.kinds)
+        graph, stacked = nnx.split(self.layers[run.start])
+        kinds = jax.tree.map(lambda *x: jnp.stack(x), *context.kinds)
 
-        def alike(number: int) -> Any:
-            graph, state = parts[number]
-            return graph, own[number] is None, [(x.shape, x.dtype) for x in jax.tree.leaves(state)]
+        def one(hidden: jax.Array, state: Any, number: jax.Array, kind: jax.Array) -> jax.Array:
+            chosen = context.kinds[0] if len(self.kinds) == 1 else jax.tree.map(lambda x: x[kind], kinds)
+            own = None if seeds is None else fold_in(seeds, number)
+            return nnx.merge(graph, state)(hidden, chosen, own)[0]
 
-        for (graph, *_), group in itertools.groupby(numbers, alike):
-            run = list(group)
-            stacked = jax.tree.map(lambda *x: jnp.stack(x), *(parts[n][1] for n in run))
-            kinds = jnp.asarray([self.kind_of[n] for n in run], jnp.int32)
-            masks = None if own[run[0]] is None else jnp.stack([own[n] for n in run])
-
-            def one(hidden: jax.Array, state: Any, kind: jax.Array, seeds: Any, graph: nnx.GraphDef = graph) -> jax.Array:
-                chosen = context.kinds[0] if len(self.kinds) == 1 else jax.tree.map(lambda x: x[kind], every)
-                return nnx.merge(graph, state)(hidden, chosen, seeds)[0]
-
-            step = remembered(one)
-            hidden, _ = jax.lax.scan(lambda h, layer, step=step: (step(h, *layer), None), hidden, (stacked, kinds, masks))
-        return hidden
+        layers = (
+            stacked,
+            jnp.arange(run.start, run.stop, dtype=jnp.int32),
+            jnp.asarray(self.kind_of[run.start : run.stop], jnp.int32),
+        )
+        step = remembered(one)
+        return jax.lax.scan(lambda hidden, layer: (step(hidden, *layer), None), hidden, layers)[0]
 
     def finish(self, hidden: jax.Array) -> jax.Array:
         return self.norm(hidden)

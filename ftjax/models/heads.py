@@ -15,6 +15,7 @@ from ftjax.models.body import OF_TOKENS, Body, Classifier, Cloze, Config
 from ftjax.models.decoder import Decoder, NextTokenHead, at
 from ftjax.models.layers import ACTIVATIONS, Dense, LayerNorm, dot, mean_pool
 from ftjax.random import dropout, fold_in
+from ftjax.stacked import Stacks
 from ftjax.zero import all_but_gathered
 
 Remat = Literal["none", "dots", "full"]
@@ -77,7 +78,6 @@ class TextModel(nnx.Module):
         pooler: bool = False,
         masked_lm: bool = False,
         causal_lm: bool = False,
-        scan: bool = False,
         cloze: Cloze | None = None,
         dtype: jnp.dtype,
     ) -> None:
@@ -91,13 +91,14 @@ class TextModel(nnx.Module):
             self.masked_lm = MaskedLMHead(config, dtype)
         if causal_lm:
             self.lm_head = NextTokenHead(config, dtype)  # type: ignore[arg-type]  # of decoders alone
-        self.causal_lm, self.scan = causal_lm, scan
+        self.causal_lm = causal_lm
         self.pooled, self.pooling, self.averaged = classifier == "pooled", config.pooling, classifier == "mean"
         self.of_tokens, self.cloze = classifier in OF_TOKENS, cloze
         self.reads_one = classifier != "mean" and not self.of_tokens and (cloze is None or config.causal)
         self.dropout_rate = config.dropout_of(classifier)
         self.remat: Remat = "none"
         self.in_parts = False
+        self.stacks: Stacks = ()
 
     @property
     def body(self) -> Body:
@@ -117,7 +118,7 @@ class TextModel(nnx.Module):
 
         stop: only those of the first `stop` layers, as the next layer takes them, even where there is none.
 
-        With `scan` (see `ftjax.models.build`) only the embeddings and the last one.
+        Of layers that run as one loop (see `ftjax.models.build`) only what the last of them gives.
 
         batch: `input_ids`, `token_type_ids` and `attention_mask`; or `prefix`, the hidden state from which to go on.
             `prefix` is the output of as many layers as lead the list `frozen` (see `ftjax.models.Model.prefix_layers`).
@@ -136,14 +137,18 @@ class TextModel(nnx.Module):
         context: Any = body.context(batch) if start < stop else None
         # of the last layer only one position is read
         single = readout and self.reads_one and stop == layers
-        alone = stop - 1 if single else stop
-        if self.scan and isinstance(body, Decoder) and start < alone:
-            among = by_stage[start + 1 : alone + 1]
-            states.append(body.scan(range(start, alone), states[-1], context, among, self.remembered))
-            start = alone
-        for number in range(start, stop):
-            layer = functools.partial(body.layer, number, readout=single and number == layers - 1)
-            states.append(self.remembered(layer)(states[-1], context, by_stage[number + 1]))
+        loops, number = {run.start: run for run in self.stacks}, start
+        while number < stop:
+            run = loops.get(number, range(number, number + 1))
+            if len(run) > 1:
+                assert isinstance(body, Decoder)
+                states.append(body.scan(run, states[-1], context, by_stage[number + 1], self.remembered))
+                if single and run.stop == layers:
+                    states[-1] = at(states[-1], context.read)
+            else:
+                layer = functools.partial(body.layer, number, readout=single and number == layers - 1)
+                states.append(self.remembered(layer)(states[-1], context, by_stage[number + 1]))
+            number = run.stop
         if readout and self.averaged and start < stop == layers:
             states[-1] = average(states[-1], batch["attention_mask"])[:, None]
         if readout and self.cloze is not None and not self.reads_one and start < stop == layers:
