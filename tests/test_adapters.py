@@ -117,7 +117,7 @@ def test_lora_on_a_4_bit_base_is_lora_on_what_it_stands_for_and_takes_its_bytes(
     batch, results, sizes = random_batch(), [], []
     for made in (small, large):
         trainable, kept = split(made.params, label(made.params, "lora:2,head", layers=2))
-        kept = {n: v.astype(kept_in(v, "bfloat16")) if n.endswith(nf4.ENDINGS) else v for n, v in kept.items()}
+        kept = {n: v.astype(kept_in(n, v, "bfloat16")) if n.endswith(nf4.ENDINGS) else v for n, v in kept.items()}
 
         def loss(trainable, frozen, model=made.model):
             return Classification(model)(frozen | trainable, batch, None)[0][0]
