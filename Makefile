@@ -15,7 +15,7 @@ PYTHON ?= python3
 PIP = -m pip --quiet --disable-pip-version-check install
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n '/^# /!q; s/^# //p' Makefile
 
 # A stamp is written last, so an installation that was cut short is done again.
 .venv/installed: requirements/lock.txt requirements/demo.txt pyproject.toml

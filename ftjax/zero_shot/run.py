@@ -27,7 +27,17 @@ from ftjax.pretrained.load import check_cloze, read_config, refuse_seq2seq
 from ftjax.tasks.classification import TextClassification, classification_metrics, scored
 from ftjax.terminal import Terminal
 from ftjax.zero_shot.config import ZeroShotConfig
-from ftjax.zero_shot.scores import Calibration, calibrated, described, likelihood_scores, per_row, surest
+from ftjax.zero_shot.scores import (
+    Calibration,
+    calibrated,
+    described,
+    kept,
+    likelihood_scores,
+    per_row,
+    read_scores,
+    surest,
+    together,
+)
 
 HELD_OUT = 10  # of so many pseudo-labelled texts one is held out, to choose the epoch by
 
@@ -45,20 +55,35 @@ def classify(config: ZeroShotConfig, terminal: Terminal) -> list[dict[str, Any]]
     if config.output.exists() and (not config.output.is_dir() or any(config.output.iterdir())):
         raise InputError(f"--output {config.output}: not empty; choose another directory.")
     start = time.perf_counter()
-    test, unlabeled = (
-        None if path is None else read_file(path, text_column=config.text_column, label_column=None)
-        for path in (config.test_file, config.unlabeled_file)
-    )
-    learnt_from = unlabeled or test
-    assert learnt_from is not None
-    both = [*learnt_from.texts, *(test.texts if test is not None and unlabeled is not None else ())]
+    paths = {"unlabeled": config.unlabeled_file, "test": config.test_file}
+    files = {
+        name: read_file(path, text_column=config.text_column, label_column=None)
+        for name, path in paths.items()
+        if path is not None
+    }
+    learnt, test = next(iter(files)), files.get("test")
+    learnt_from, labels = files[learnt], list(config.descriptions())
+    others = [
+        {name: read_scores(directory, name, rows.texts, labels) for name, rows in files.items()}
+        for directory in config.scores_from
+    ]
+    both = [text for rows in files.values() for text in rows.texts]
     scores = of_descriptions(config, both, len(learnt_from.texts))
-    of_unlabeled, of_test = scores[: len(learnt_from.texts)], scores[-len(test.texts) :] if test is not None else None
-    result: dict[str, Any] = {"labels": list(config.descriptions()), "how": how(config), "rounds": []}
+    own = {"unlabeled": scores[: len(learnt_from.texts)], "test": scores[-len(test.texts) :] if test else scores}
+    result: dict[str, Any] = {"labels": labels, "how": how(config), "rounds": []}
     config.output.mkdir(parents=True, exist_ok=True)
-    if test is not None and of_test is not None:
-        result["rounds"].append({"share": 0.0, **score(config, test, of_test)})
+    rundir.write_json(config.output / "scores.json", kept(labels, {n: (rows.texts, own[n]) for n, rows in files.items()}))
+    if test is not None:
+        result["rounds"].append({"share": 0.0, **score(config, test, own["test"])})
         terminal.say(line("Descriptions alone", result["rounds"][-1]))
+    of_unlabeled = own[learnt]
+    if others:
+        judges = [own, *others]
+        over = [judge[learnt] for judge in judges]
+        of_unlabeled = together(over, over)
+        if test is not None:
+            result["together"] = score(config, test, together([judge["test"] for judge in judges], over))
+            terminal.say(line(f"Together with {', '.join(map(str, config.scores_from))}", result["together"]))
     for number, share in enumerate(config.confident_share if config.adapt else (), start=1):
         terminal.say(f"\nRound {number}: the surest {share:.0%} of {len(learnt_from.texts):,} texts become labels")
         run = train_round(config, learnt_from, of_unlabeled, share, number, terminal)
