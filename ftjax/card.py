@@ -146,7 +146,7 @@ def _files(config: Mapping[str, Any]) -> dict[str, str]:
 def _on_hub(name: Any) -> bool:
     """Whether a model or data set was named by its id on the hub, not by a path."""
     text = str(name or "").partition("@")[0]
-    return bool(text) and text.count("/") <= 1 and text[0] not in "./~" and not Path(text).exists()
+    return bool(text) and text.count("/") <= 1 and text[0] not in "./~" and ":" not in text and not Path(text).exists()
 
 
 def _table(header: list[str], rows: list[list[Any]]) -> str:
