@@ -60,6 +60,8 @@ def model_directory(name_or_directory: str | Path) -> Path:
     path = Path(name_or_directory).expanduser()
     if exists(path) and path.is_dir():
         refuse_links(path)
+        if exists(path / "metrics.jsonl") and (path / "model" / "config.json").is_file():
+            raise InputError(f"{text}: a run's directory, and not a model's; give {path / 'model'}.")
         return path
     if exists(path) and is_gguf(path):
         return path
