@@ -156,6 +156,15 @@ def test_texts_on_the_command_line(tiny_bert):
     assert all(set(line["scores"]) == {"good", "bad"} and sum(line["scores"].values()) == pytest.approx(1) for line in lines)
 
 
+def test_texts_on_the_command_line_are_calibrated_on_those_of_a_file(tiny_bert, few_reviews, tmp_path):
+    asked = ("zero-shot", "--model", tiny_bert, "--labels", "good,bad", "--max-length", "64")
+    of_file = ("--test-file", few_reviews["unlabeled"], "--unlabeled-file", few_reviews["train"], "--output", tmp_path / "run")
+    assert run_command(*asked, *of_file).returncode == 0
+    line = json.loads((tmp_path / "run" / "predictions.jsonl").read_text().splitlines()[0])
+    done = run_command(*asked, line["text"], "--unlabeled-file", few_reviews["train"])
+    assert json.loads(done.stdout)["scores"] == pytest.approx(line["scores"], abs=1e-5)
+
+
 def adapt(model, files, output, *more, descriptions=("rotten=a bad film", "fresh=a good film")):
     return run_command(
         *("zero-shot", "--model", model, "--description", *descriptions, "--adapt"),

@@ -36,7 +36,7 @@ class ZeroShotConfig:
     test_file: Path | None = None
     """Rows to classify, into OUTPUT/predictions.jsonl."""
     unlabeled_file: Path | None = None
-    """Texts to calibrate on and to adapt to. Its label column, if any, is not read."""
+    """Texts to calibrate on, also for texts given one by one, and to adapt to. Its label column, if any, is not read."""
     output: Path | None = None
     """Directory for predictions.jsonl, result.json and, with --adapt, every round's run and model/."""
     how: How = "auto"

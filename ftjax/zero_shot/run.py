@@ -48,19 +48,17 @@ def classify(config: ZeroShotConfig, terminal: Terminal) -> list[dict[str, Any]]
     Raises InputError for a user's mistake, before anything is compiled or written.
     """
     config.check()
+    columns: dict[str, Any] = {"text_column": config.text_column, "label_column": None}
     if config.text:
-        labels, scores = tuple(config.descriptions()), of_descriptions(config, config.text, None)
-        return scored(config.text, softmax(scores), labels)
+        first = () if config.unlabeled_file is None else read_file(config.unlabeled_file, **columns).texts
+        scores = of_descriptions(config, [*first, *config.text], len(first) or None)[len(first) :]
+        return scored(config.text, softmax(scores), tuple(config.descriptions()))
     assert config.output is not None
     if config.output.exists() and (not config.output.is_dir() or any(config.output.iterdir())):
         raise InputError(f"--output {config.output}: not empty; choose another directory.")
     start = time.perf_counter()
     paths = {"unlabeled": config.unlabeled_file, "test": config.test_file}
-    files = {
-        name: read_file(path, text_column=config.text_column, label_column=None)
-        for name, path in paths.items()
-        if path is not None
-    }
+    files = {name: read_file(path, **columns) for name, path in paths.items() if path is not None}
     learnt, test = next(iter(files)), files.get("test")
     learnt_from, labels = files[learnt], list(config.descriptions())
     others = [
@@ -127,8 +125,8 @@ def of_descriptions(config: ZeroShotConfig, texts: Sequence[str], calibrate_on: 
     """Scores float32 (texts, classes) by the descriptions alone.
 
     calibrate_on: as many of the texts, the first ones, calibrate the scores if the settings ask for it. An encoder's
-    classifier is saved as the model of round 0, with the calibration where it can hold that: with similarity. It is not saved
-    where `calibrate_on` is None.
+    classifier is saved as the model of round 0, with the calibration where it can hold that: with similarity. Nothing is
+    saved for texts given one by one.
     """
     chosen, descriptions, labels = how(config), config.descriptions(), tuple(config.descriptions())
     directory = model_directory(config.model)
@@ -162,7 +160,7 @@ def of_descriptions(config: ZeroShotConfig, texts: Sequence[str], calibrate_on: 
     if calibrate_on is None:
         return scores
     calibration = Calibration.of(scores[:calibrate_on]) if config.calibration == "texts" else None
-    if chosen != "likelihood":
+    if chosen != "likelihood" and not config.text:
         first = calibrated(pretrained, calibration) if calibration and chosen == "similarity" else pretrained
         save_pretrained(first, first.params, model_of(config, 0))
     return calibration(scores) if calibration else scores
@@ -239,7 +237,8 @@ def score(config: ZeroShotConfig, rows: Rows, scores: np.ndarray) -> dict[str, f
         return {}
     if unknown := sorted({name for name in given if name is not None} - set(labels)):
         raise InputError(
-            f"{config.test_file}: has the label {unknown[0]!r}, which no description is for; the predictions are in {path}."
+            f"{config.test_file}: has the label {unknown[0]!r}, which no description is for; call classes as it does. "
+            f"The predictions are in {path}."
         )
     numbers = np.array([-1 if name is None else labels.index(name) for name in given])
     return classification_metrics(scores, numbers)
