@@ -15,13 +15,13 @@ PYTHON ?= python3
 PIP = -m pip --quiet --disable-pip-version-check install
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n '/^# /!q; s/^# //p' Makefile
 
 # A stamp is written last, so an installation that was cut short is done again.
 .venv/installed: requirements/lock.txt requirements/demo.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "ftjax needs Python 3.11 or newer; name one with: make PYTHON=python3.11"; exit 2; }
-	@echo "Setting up .venv (about a minute) ..."
+	@echo "Setting up .venv (one to five minutes; nothing is shown until it is done) ..."
 	@$(PYTHON) -m venv --clear .venv
 	@.venv/bin/python $(PIP) --require-hashes -r requirements/lock.txt
 	@.venv/bin/python $(PIP) --no-deps --require-hashes -r requirements/demo.txt
@@ -30,7 +30,7 @@ help:
 
 # A second environment: the first one stays without PyTorch, so that the suite proves it needs none.
 .venv-parity/installed: requirements/lock.txt requirements/demo.txt requirements/parity.txt pyproject.toml
-	@echo "Setting up .venv-parity with PyTorch and TensorFlow (about three minutes) ..."
+	@echo "Setting up .venv-parity with PyTorch and TensorFlow (three to ten minutes; nothing is shown until it is done) ..."
 	@$(PYTHON) -m venv --clear .venv-parity
 	@.venv-parity/bin/python $(PIP) --require-hashes -r requirements/lock.txt
 	@.venv-parity/bin/python $(PIP) --no-deps --require-hashes -r requirements/demo.txt

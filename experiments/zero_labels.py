@@ -2,6 +2,7 @@
 
     python experiments/zero_labels.py --output runs/zero-labels              # MiniLM; about half an hour on 2 cores
     python experiments/zero_labels.py --output runs/zero-labels --smollm2    # SmolLM2-135M too, on fewer sentences
+    python experiments/zero_labels.py --output runs/zero-labels --together   # MiniLM and SmolLM2 choose the labels together
 
 The command `ftjax zero-shot` reads the training sentences without their labels; the test split's labels are read once
 the predictions are written. Every run is a process of its own; what is finished is not done twice.
@@ -21,6 +22,8 @@ from ftjax.demo import dialogues, reviews
 HERE = Path(__file__).resolve().parent
 SETS = ("words", "one", "five", "twenty-five")
 """What describes a class, in `descriptions/`: a word, one sentence, five or twenty-five sentences in the tone of reviews."""
+JUDGE = ("--description", "rotten=bad", "fresh=good", "--template", "{text} This movie is {label}")
+"""What SmolLM2 is asked."""
 
 
 def zero_shot(output: Path, *arguments: object) -> dict:
@@ -32,10 +35,11 @@ def zero_shot(output: Path, *arguments: object) -> dict:
     return json.loads((output / "result.json").read_text(encoding="utf-8"))
 
 
-def minilm(name: str, seed: int, files: dict[str, Path], output: Path) -> dict:
-    """MiniLM with a set of descriptions, adapted to the training sentences."""
+def minilm(name: str, seed: int, files: dict[str, Path], output: Path, judge: Path | None = None) -> dict:
+    """MiniLM with a set of descriptions, adapted to the training sentences. judge: a run whose scores help to choose labels."""
     return zero_shot(
-        output / f"{name}-seed{seed}",
+        output / f"{name}{'-together' if judge else ''}-seed{seed}",
+        *(("--scores-from", judge) if judge else ()),
         *("--model", reviews.model_dir(), "--descriptions-file", HERE / "descriptions" / f"{name}.json", "--adapt"),
         *("--unlabeled-file", files["train"], "--test-file", files["test"], "--seed", seed),
     )
@@ -57,11 +61,21 @@ def smollm2(seed: int, sentences: int, train: Path, test: Path, output: Path) ->
     model = dialogues.model_file()
     return zero_shot(
         output / f"smollm2-{train.stem}-{test.stem}-seed{seed}",
-        *("--model", model, "--description", "rotten=bad", "fresh=good", "--template", "{text} This movie is {label}"),
+        *("--model", model, *JUDGE),
         *("--adapt", "--train-parameters", "last:4,head", "--learning-rate", "1e-4", "--epochs", 2),
         *("--confident-share", min(1.0, max(0.2, 40 / sentences))),  # of a few sentences more, or too few would become labels
         *("--unlabeled-file", train, "--test-file", test, "--seed", seed),
     )
+
+
+def smollm2_scores(files: dict[str, Path], output: Path) -> Path:
+    """The run in which SmolLM2 scores all sentences, without adaptation."""
+    found = output / "smollm2-scores"
+    zero_shot(
+        found,
+        *("--model", dialogues.model_file(), *JUDGE, "--unlabeled-file", files["train"], "--test-file", files["test"]),
+    )
+    return found
 
 
 def spread(values: list[float]) -> str:
@@ -76,6 +90,7 @@ if __name__ == "__main__":
     parser.add_argument("--sets", nargs="*", choices=SETS, default=list(SETS), help="for MiniLM; none: SmolLM2 alone")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--smollm2", action="store_true", help="run SmolLM2 too, seed 0")
+    parser.add_argument("--together", action="store_true", help="MiniLM with the last set and SmolLM2's scores beside it")
     parser.add_argument("--sentences", type=int, default=2000, help="training sentences for SmolLM2")
     parser.add_argument("--test-sentences", type=int, help="of the test split, for SmolLM2; default: all")
     options = parser.parse_args()
@@ -87,9 +102,15 @@ if __name__ == "__main__":
         if options.test_sentences:
             test = some(test, options.test_sentences, ("text", "label"), options.output)
         rows["SmolLM2, good/bad"] = [smollm2(0, options.sentences, train, test, options.output)]
+    if options.together:
+        judge = smollm2_scores(files, options.output)
+        rows["twenty-five, with SmolLM2's scores"] = [
+            minilm(SETS[-1], seed, files, options.output, judge) for seed in options.seeds
+        ]
     lines = [["descriptions", "alone", "after adaptation"], ["---"] * 3]
     for name, runs in rows.items():
-        alone, adapted = ([run["rounds"][i]["accuracy"] for run in runs] for i in (0, -1))
+        alone = [run.get("together", run["rounds"][0])["accuracy"] for run in runs]
+        adapted = [run["rounds"][-1]["accuracy"] for run in runs]
         lines.append([name, f"{alone[0]:.3f}", spread(adapted)])
     table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
     (options.output / "table.md").write_text(table + "\n", encoding="utf-8")

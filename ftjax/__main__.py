@@ -1,12 +1,13 @@
 """The program: `ftjax`, or `python -m ftjax`. What the process needs is settled before anything is imported."""
 
-from ftjax.launch import keep_programs, with_huge_pages
+from ftjax.launch import keep_programs, with_huge_pages, without_tpu
 
 
 def program() -> None:
     """The command line in a process that has its memory in huge pages and keeps what it compiles."""
     with_huge_pages()
     keep_programs()
+    without_tpu()
     from ftjax.cli import main
 
     main()

@@ -31,14 +31,13 @@ def card(config: Mapping[str, Any], result: Mapping[str, Any], *, name: str, lib
 
     labels, files = list(config.get("labels") or ()), _files(config)
     scored = {split: found for split in ("test", "eval") if isinstance(found := result.get(split), Mapping)}
-    data = config.get("dataset") or files.get("test") or files.get("eval") or "rows of one's own"
     task = str(config.get("task", "classification"))
     pipeline = PIPELINES.get(task) if labels or task not in OF_CLASSES else None
     results = [
         EvalResult(
             task_type=pipeline or "other",
             dataset_type=str(config["dataset"]) if _on_hub(config.get("dataset")) else "custom",
-            dataset_name=str(data),
+            dataset_name=str(config.get("dataset") or files.get(split) or "rows of one's own"),
             dataset_split="validation" if split == "eval" else split,
             metric_type=metric,
             metric_value=value,
@@ -134,7 +133,7 @@ def _use(pipeline: str | None, library: str) -> str:
         return ours
     asked = 'question="...", context="..."' if pipeline == "question-answering" else '"some text"'
     program = f'from transformers import pipeline\n\nprint(pipeline("{pipeline}", "THIS_MODEL")({asked}))'
-    return _code(program, "python") + "\n\nor, in JAX,\n\n" + ours
+    return "With transformers and PyTorch:\n\n" + _code(program, "python") + "\n\nor in JAX, without PyTorch:\n\n" + ours
 
 
 def _files(config: Mapping[str, Any]) -> dict[str, str]:
@@ -146,7 +145,7 @@ def _files(config: Mapping[str, Any]) -> dict[str, str]:
 def _on_hub(name: Any) -> bool:
     """Whether a model or data set was named by its id on the hub, not by a path."""
     text = str(name or "").partition("@")[0]
-    return bool(text) and text.count("/") <= 1 and text[0] not in "./~" and not Path(text).exists()
+    return bool(text) and text.count("/") <= 1 and text[0] not in "./~" and ":" not in text and not Path(text).exists()
 
 
 def _table(header: list[str], rows: list[list[Any]]) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import json
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -219,6 +220,7 @@ def run(command: Any) -> None:
             from ftjax.cost.topology import settle_environment
 
             settle_environment(command.topology)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # while the compiler works Python would not hear Ctrl-C
             from ftjax.cost.plan import plan, show_plan
             from ftjax.terminal import Terminal
 

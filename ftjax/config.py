@@ -58,7 +58,7 @@ class TrainConfig:
     """Fine-tune a model. A new head always trains; the log says how many parameters train and what they cost."""
 
     model: str
-    """Directory of a Hugging Face model, or its hub id (revision after an @)."""
+    """Directory of a Hugging Face model, its hub id (revision after an @), or demo:minilm and demo:smollm2 (extra demo)."""
     output: Path
     """Directory of the run: config.json, metrics.jsonl, checkpoints/, model/, report.html."""
     train_file: Path | None = None

@@ -43,6 +43,8 @@ def examine() -> dict[str, Any]:
     free = shutil.disk_usage(Path.cwd()).free
     if free < 2 * 10**9:
         advice.append(f"Only {free / 1e9:.1f} GB of disk are free here; a run keeps up to three checkpoints and a model.")
+    if importlib.util.find_spec("libtpu") is None:
+        advice.append("ftjax plan needs the compiler for TPUs, chips or none: pip install 'ftjax[tpu]'")
     if importlib.util.find_spec("torch") is not None:
         advice.append("PyTorch is installed; ftjax does not need it.")
     failed = not devices or any(v is None for v in packages.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -42,8 +43,13 @@ def refusing(what: str) -> Iterator[None]:
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """ " Did you mean 'x'?" for the nearest of the choices, or an empty string when none is near."""
-    near = difflib.get_close_matches(word, list(choices), n=1)
+    """ " Did you mean 'x'?" for the nearest of the choices, or an empty string when none is near.
+
+    Nearest is one of which the word has the initials, as `--lr` of `--learning-rate`; else the one that is spelled most alike.
+    """
+    choices = list(choices)
+    short = [choice for choice in choices if "".join(part[0] for part in re.findall(r"[^\W_]+", choice)) == word.strip("-")]
+    near = short or difflib.get_close_matches(word, choices, n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
 
 

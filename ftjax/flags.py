@@ -111,6 +111,7 @@ class Flag:
                 self.kind(value)
             except ValueError:
                 what = "a whole number" if self.kind is int else "a number"
+                what += "; ftjax compare takes several" if "," in value else ""
                 raise InputError(f"{self.spelled} {value}: must be {what}.") from None
 
     @property

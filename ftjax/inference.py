@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +100,12 @@ class Predictor:
         outputs, examples = self.outputs(rows)
         return {**self.task.scores(outputs, rows, examples), "examples": labeled}
 
-    def predict(self, rows: Rows, *, max_new_tokens: int = 128) -> list[dict[str, Any]]:
-        """For every row {"text", "prediction", ...}, see the task; of a task that writes, how the row goes on."""
+    def predict(self, rows: Rows | Sequence[str], *, max_new_tokens: int = 128) -> list[dict[str, Any]]:
+        """For every row, or text, in their order {"text", "prediction", ...}, see the task.
+
+        Of a task that writes, the prediction is how the row goes on.
+        """
+        rows = rows if isinstance(rows, Rows) else self.task.asked(rows)
         if self.task.writes:
             model, params, prompts = self.pretrained.model, self.pretrained.params, self.task.prompts(rows, self.tokenizer)
             sampling = Sampling(max_new_tokens, stop=stop_tokens(self.pretrained, self.tokenizer))

@@ -1,4 +1,4 @@
-"""What must be settled before JAX starts: how the C library gives out memory, and where compiled programs are kept.
+"""What must be settled before JAX starts: how the C library gives out memory, where compiled programs are kept, no TPU.
 
 XLA on the CPU asks the C library for every step's buffers, tens to hundreds of megabytes, and gives them back after it. By
 default each is mapped anew in pages of 4 KB that the kernel must clear one by one. Kept by the process and backed by
@@ -43,3 +43,17 @@ def keep_programs() -> None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(cache).expanduser() / "ftjax" / "programs"))
     os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2 * 10**9))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+
+NO_TPU = {
+    **{"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-1"},
+    **{"TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3", "TF_CPP_MIN_LOG_LEVEL": "3"},
+}
+"""What keeps libtpu, where it is installed for its compiler, from looking for chips in the network and complaining of none."""
+
+
+def without_tpu() -> None:
+    """Let a machine that has no TPU's device files not look for one; variables that are set already stay."""
+    if not any(Path("/dev").glob("accel*")) and not any(Path("/dev/vfio").glob("*")):
+        for name, value in NO_TPU.items():
+            os.environ.setdefault(name, value)

@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ftjax.data.batches import choose_buckets, plan_epoch
 from ftjax.errors import InputError
-from ftjax.generate import bucket, pad_left
+from ftjax.generate import pad_left
 from ftjax.models import Model, Params
+from ftjax.step import kept_in
 
 
 def continuation_logprobs(
@@ -38,13 +40,15 @@ def continuation_logprobs(
                 f"Prompt {number} has {len(prompt)} tokens; with {longest} more they exceed the model's {positions} positions."
             )
     found = [np.zeros((len(prompts), len(continuation)), np.float32) for continuation in continuations]
-    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))  # alike lengths share a batch: little padding
     begin, go_on = _programs(model)
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
+    precision = dict(model.heads)["precision"]
+    params = {name: value.astype(kept_in(value, precision)) for name, value in params.items()}  # once, not a batch
+    lengths = np.array([len(prompt) for prompt in prompts])
+    for length, numbers in plan_epoch(lengths, choose_buckets(lengths), batch_size, seed=None):
+        rows = numbers.tolist()
         filled = rows + rows[:1] * (batch_size - len(rows))
-        ids, mask = pad_left([prompts[row] for row in filled], bucket(len(prompts[rows[-1]])))
-        cache, first = begin(params, ids, mask, slots=ids.shape[1] + longest)
+        ids, mask = pad_left([prompts[row] for row in filled], length)
+        cache, first = begin(params, ids, mask, slots=length + longest)
         for number, continuation in enumerate(continuations):
             tokens = np.zeros(longest, np.int32)
             tokens[: len(continuation)] = continuation

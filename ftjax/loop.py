@@ -14,7 +14,7 @@ import sys
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
@@ -482,6 +482,8 @@ class Session:
         """How the run stands, for the panel."""
         loss = f"loss {self.loss:.4f}  " if self.loss is not None else ""
         score = f"{self.metric} {self.value:.4f}  " if self.value is not None else ""
+        if len(self.step_seconds) < 2:  # the first step is not waited for until the second one runs
+            return f"{loss}{score}".rstrip()
         rates = f"{self.examples_per_second:,.1f} examples/s  {statistics.median(self.tokens_per_second[-20:]):,.0f} tokens/s"
         left = duration((self.run.steps - self.step) * statistics.median(self.step_seconds[-20:]))
         return f"{loss}{score}{rates}  {memory(machine.peak_memory_bytes())}  {left} of training left"
@@ -493,7 +495,7 @@ class Session:
         scores = self.scores(self.run.data.eval, self.run.data.eval_rows, self.attach_eval)
         with self.disk():
             self.log.write("eval", self.step, {"epoch": float(epoch), **scores})
-        self.terminal.say(f"epoch {epoch}: " + "  ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+        self.terminal.say(f"epoch {epoch}, evaluation rows: {told(scores)}")
         self.value = value = scores[self.metric]
         best = self.progress.best_scores.get(self.metric)
         better = best is None or (value > best if self.higher_is_better else value < best)
@@ -594,6 +596,7 @@ class Session:
             result["eval"] = self.progress.best_scores
         if data.test is not None and score_test:
             result["test"] = self.test_scores()
+            self.terminal.say(f"Test rows: {told(result['test'])}")
         seconds["eval"] += clock.lap()
         with self.disk():
             save_model(self.run, self.state, output / "model", self.config.export_format)
@@ -604,6 +607,11 @@ class Session:
         self.terminal.say(f"Time: {spent}.")
         self.terminal.say(f"Model: {output / 'model'} (loads in transformers). Report: {output / 'report.html'}")
         return json.loads((output / "result.json").read_text(encoding="utf-8"))
+
+
+def told(scores: Mapping[str, float]) -> str:
+    """Scores for the log."""
+    return "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
 
 
 def prefix_limits(config: TrainConfig) -> Limits:

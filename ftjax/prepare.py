@@ -370,6 +370,8 @@ def prepare(config: TrainConfig, say: Say, buckets: tuple[int, ...] = (), shares
 
 def assemble(config: TrainConfig, data: Data, pretrained: Pretrained, layout: Layout, say: Say) -> Run:
     """The run of a model on data: what trains when, towards what. Parameters may be shapes without values."""
+    if (heads := pretrained.model.config.num_attention_heads) % layout.tensor:
+        raise InputError(f"--mesh {config.mesh}: {heads} attention heads cannot be split evenly over tensor={layout.tensor}.")
     pretrained = adapt(pretrained, [spec for _, spec in config.stages], config, seed=config.seed)
     per_epoch = data.steps_per_epoch(config.batch_size)
     terms = functools.partial(

@@ -71,6 +71,8 @@ def test_flags_of_train_all_have_a_place():
         (["train", "--modle", "x"], "no flag --modle. Did you mean '--model'?"),
         (["train", "--model", "m"], "ftjax train needs --output."),
         (["train", "--model", "m", "--output", "o", "--method", "parital"], "--method parital: unknown; known are full,"),
+        (["train", "--lr", "1e-4"], "no flag --lr. Did you mean '--learning-rate'?"),
+        (["train", "--model=m", "--output=o", "--learning-rate=1e-5,5e-5"], "a number; ftjax compare takes several."),
         (["train", "--model=m", "--output=o", "--precision=bfloat61"], "Did you mean 'bfloat16'?"),
         (["train", "--model", "m", "--output", "o", "--epochs", "three"], "--epochs three: must be a whole number"),
         (["train", "--model", "m", "--output", "o", "--dropout", "x"], "--dropout x: must be a number"),

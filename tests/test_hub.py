@@ -14,8 +14,10 @@ import pytest
 from conftest import command_environment, fail
 from decoders import write_keras_gpt2
 
+from ftjax.errors import InputError
 from ftjax.models import Lora
 from ftjax.pretrained import load_pretrained, save_adapter
+from ftjax.pretrained.hub import model_directory
 from ftjax.pretrained.load import add_lora
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -254,3 +256,21 @@ def test_a_run_is_pushed_when_it_ends_and_again_when_that_failed(taking_hub, tin
     assert taken == {path.name: path.read_bytes() for path in (tmp_path / "run" / "model").iterdir()}
     assert made[-1].get("visibility") == "private" or made[-1].get("private") is True
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
+
+
+def test_a_model_of_the_demo_and_one_with_nearly_the_name(tmp_path, monkeypatch):
+    assert (model_directory("demo:minilm") / "config.json").is_file()
+    with pytest.raises(InputError, match="unknown; known are demo:minilm and demo:smollm2"):
+        model_directory("demo:minilmm")
+    (tmp_path / "minilm").mkdir()
+    for name in (tmp_path / "miniml", "./miniml"):
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(InputError, match=r"no such model directory. Did you mean 'minilm'\?"):
+            model_directory(name)
+
+
+def test_the_demos_rows_as_files(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "ftjax.demo", tmp_path / "data"], capture_output=True, text=True, check=True)
+    assert (tmp_path / "data" / "reviews" / "train.csv").is_file() and "dialogues/test.jsonl" in done.stdout
+    done = subprocess.run([sys.executable, "-m", "ftjax.demo"], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("ftjax: say where to")

@@ -41,7 +41,7 @@ def test_the_run_starts_on_all_workers_with_its_arguments_as_they_were(capsys):
 
 
 def test_after_preemption_everything_is_made_anew_and_the_run_goes_on(capsys):
-    found = dry(capsys, "resume", *WHERE, "--spot", "--bucket", "b", *RUN)
+    found = dry(capsys, "resume", *WHERE, "--accelerator-type", "v5litepod-8", "--spot", "--bucket", "b", *RUN)
     assert [found[i + 4] for i, word in enumerate(found) if word == "gcloud"] == [
         "delete",
         "create",
@@ -57,7 +57,7 @@ def test_after_preemption_everything_is_made_anew_and_the_run_goes_on(capsys):
 @pytest.mark.parametrize("state, done", [("READY", ["ssh"]), ("PREEMPTED", ["delete", *NEW]), ("", NEW)])
 def test_what_resuming_does_depends_on_the_vm(monkeypatch, state, done):
     monkeypatch.setattr(tpu, "state_of", lambda options: state)
-    options = tpu.parser().parse_args(["resume", *WHERE])
+    options = tpu.parser().parse_args(["resume", *WHERE, "--accelerator-type", "v5litepod-8"])
     options.command = ["train"]
     assert [command[4] for command in tpu.resume(options) if command[0] == "gcloud"] == done
 
@@ -117,10 +117,17 @@ def test_a_manifest_has_a_pod_a_host_and_all_its_chips(capsys, topology, hosts, 
 
 
 def test_mistakes_are_said(capsys):
-    for arguments in (["start", *WHERE], ["create", *WHERE, *RUN], ["create", "--name", "a"]):
+    job = ("gke", "--name", "a", "--image", "i", "--bucket", "b")
+    for arguments, said in (
+        (["start", *WHERE], "after --"),
+        (["start", *WHERE, "--", "trian"], "trian: ftjax is to do one of train"),
+        (["create", *WHERE, *RUN], "needs start"),
+        (["create", "--name", "a"], "--zone"),
+        (["create", *WHERE, "--accelerator-type", "v5litepd-8"], "v5litepd-8: not a name such as v5litepod-8"),
+        (["resume", *WHERE, *RUN], "--accelerator-type"),
+        ([*job, "--topology", "v9:1", *RUN], "v5e:4x4"),
+        ([*job, "--topology", "v5e:2x5", *RUN], "10 chips"),
+    ):
         with pytest.raises(SystemExit) as stopped:
             tpu.main(arguments)
-        assert stopped.value.code == 2
-    with pytest.raises(SystemExit) as stopped:
-        tpu.main(["gke", "--name", "a", "--topology", "v9:1", "--image", "i", "--bucket", "b", *RUN])
-    assert "v5e:4x4" in str(stopped.value.code)
+        assert stopped.value.code == 2 and said in capsys.readouterr().err

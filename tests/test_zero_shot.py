@@ -26,6 +26,7 @@ from ftjax.zero_shot.scores import (
     likelihood_scores,
     per_row,
     surest,
+    together,
     tokenised,
 )
 
@@ -155,6 +156,15 @@ def test_texts_on_the_command_line(tiny_bert):
     assert all(set(line["scores"]) == {"good", "bad"} and sum(line["scores"].values()) == pytest.approx(1) for line in lines)
 
 
+def test_texts_on_the_command_line_are_calibrated_on_those_of_a_file(tiny_bert, few_reviews, tmp_path):
+    asked = ("zero-shot", "--model", tiny_bert, "--labels", "good,bad", "--max-length", "64")
+    of_file = ("--test-file", few_reviews["unlabeled"], "--unlabeled-file", few_reviews["train"], "--output", tmp_path / "run")
+    assert run_command(*asked, *of_file).returncode == 0
+    line = json.loads((tmp_path / "run" / "predictions.jsonl").read_text().splitlines()[0])
+    done = run_command(*asked, line["text"], "--unlabeled-file", few_reviews["train"])
+    assert json.loads(done.stdout)["scores"] == pytest.approx(line["scores"], abs=1e-5)
+
+
 def adapt(model, files, output, *more, descriptions=("rotten=a bad film", "fresh=a good film")):
     return run_command(
         *("zero-shot", "--model", model, "--description", *descriptions, "--adapt"),
@@ -232,3 +242,62 @@ def test_mistakes_through_the_command(tiny_bert, tmp_path, more, said):
         *("zero-shot", "--model", tiny_bert, "--labels", "good,bad", "--max-length", "64", "a text", *more), cwd=tmp_path
     )
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr and not any(tmp_path.iterdir())
+
+
+def test_scores_together_weigh_every_judge_alike():
+    rng = np.random.default_rng(0)
+    over = [rng.normal(3, 10, (200, 3)), rng.normal(-1, 0.1, (200, 3))]
+    found = together([scores[:5] for scores in over], over)
+    by_hand = sum((scores[:5] - scores.mean(0)) / scores.std(0) for scores in over) / 2
+    np.testing.assert_allclose(found, by_hand, rtol=1e-6)
+    np.testing.assert_allclose(together([5 * over[0][:5] + 7, over[1][:5]], [5 * over[0] + 7, over[1]]), by_hand, rtol=1e-6)
+
+
+@pytest.mark.long
+def test_another_models_scores_help_to_choose_what_becomes_a_label(tiny_bert, tiny_decoder, few_reviews, tmp_path):
+    files = ("--unlabeled-file", few_reviews["train"], "--test-file", few_reviews["eval"], "--max-length", "64", "--json")
+    other = run_command(
+        *("zero-shot", "--model", tiny_decoder, "--description", "fresh=very good", "rotten=bad", *files),
+        *("--output", tmp_path / "other"),
+    )
+    assert other.returncode == 0, other.stderr
+    done = adapt(tiny_bert, few_reviews, tmp_path / "run", "--scores-from", tmp_path / "other")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["together"]["accuracy"] >= 0 and len(result["rounds"]) == 3
+    own, theirs = (
+        json.loads((tmp_path / name / "scores.json").read_text())["unlabeled"]["scores"] for name in ("run", "other")
+    )
+    both = together([np.array(own), np.array(theirs)[:, ::-1]], [np.array(own), np.array(theirs)[:, ::-1]])
+    chosen = surest(both, 0.5)
+    with (tmp_path / "run" / "round-1-data" / "train.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    with few_reviews["train"].open(encoding="utf-8", newline="") as file:
+        texts = [row["text"] for row in csv.DictReader(file)]
+    named = {text: ("rotten", "fresh")[number] for text, number in zip(texts, chosen, strict=True) if number >= 0}
+    assert rows and all(named[row["text"]] == row["label"] for row in rows)
+
+
+def test_scores_of_another_run_that_do_not_fit(tiny_bert, few_reviews, tmp_path):
+    asked = ("zero-shot", "--model", tiny_bert, "--labels", "rotten,fresh", "--test-file", few_reviews["eval"])
+    asked += ("--max-length", "64")
+    first = run_command(*asked, "--output", tmp_path / "first", "--json")
+    assert first.returncode == 0, first.stderr
+    kept = json.loads((tmp_path / "first" / "scores.json").read_text())
+
+    def refused(said, **changes):
+        name = f"changed-{len(list(tmp_path.iterdir()))}"
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "scores.json").write_text(json.dumps({**kept, **changes}))
+        done = run_command(*asked, "--scores-from", tmp_path / name, "--output", tmp_path / "no")
+        assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
+        assert not (tmp_path / "no").exists()
+
+    refused("about the classes", labels=["rotten", "awful"])
+    refused("about the classes", labels=3)
+    refused("held other texts", test={**kept["test"], "texts_sha256": "0"})
+    refused("not a number for every text", test={**kept["test"], "scores": [[1, "a"]]})
+    refused("not a number for every text", test={**kept["test"], "scores": kept["test"]["scores"][1:]})
+    refused("no scores of its --test-file", test=None)
+    done = run_command(*asked, "--scores-from", tmp_path, "--output", tmp_path / "no")
+    assert done.returncode == 2 and "has no scores.json" in done.stderr

@@ -21,10 +21,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 UNIT, MOUNT = "ftjax", "ftjax-bucket"  # services of the VM: the run, and its bucket
 HOME = "/home/ftjax"  # the same on every worker, whoever logs in
@@ -167,10 +169,12 @@ def gke(options: argparse.Namespace) -> str:
     generation, _, shape = options.topology.partition(":")
     sizes = shape.split("x")
     if generation not in CHIPS or not all(size.isdecimal() and int(size) for size in sizes):
-        sys.exit(f"--topology {options.topology}: must be one of {', '.join(CHIPS)} and a size, such as v5e:4x4.")
+        refuse(f"--topology {options.topology}: must be one of {', '.join(CHIPS)} and a size, such as v5e:4x4.")
     accelerator, per_host = CHIPS[generation]
     chips = math.prod(map(int, sizes))
     hosts = 1 if chips <= 8 and generation in ("v5e", "v6e") else max(1, chips // per_host)
+    if generation in ("v5e", "v6e") and chips & (chips - 1):
+        refuse(f"--topology {options.topology}: {chips} chips; slices of {generation} have 1, 2, 4, 8, 16, ... of them.")
     command = ["ftjax", *options.command, *([] if "--resume" in options.command else ["--resume"])]
     spot = {"cloud.google.com/gke-spot": "true"} if options.spot else {}
     pod = {
@@ -199,7 +203,10 @@ def gke(options: argparse.Namespace) -> str:
                     "name": "bucket",
                     "csi": {
                         "driver": "gcsfuse.csi.storage.gke.io",
-                        "volumeAttributes": {"bucketName": options.bucket, "mountOptions": "implicit-dirs"},
+                        "volumeAttributes": {
+                            "bucketName": options.bucket,
+                            "mountOptions": "implicit-dirs,rename-dir-limit=100000",
+                        },
                     },
                 }
             ],
@@ -230,6 +237,25 @@ TAKERS = {"slurm": ["sbatch"], "gke": ["kubectl", "apply", "--filename", "-"]}
 RUNS = ("start", "resume", "slurm", "gke")  # commands that are told what ftjax shall do, after --
 
 
+def accelerator_type(text: str) -> str:
+    """What `gcloud` calls a number of chips of a version."""
+    if not re.fullmatch(r"(v2|v3|v4|v5litepod|v5p|v6e)-[1-9][0-9]*", text):
+        raise argparse.ArgumentTypeError(f"{text}: not a name such as v5litepod-8 (of v5e), v5p-16 or v6e-8")
+    return text
+
+
+def refuse(why: str) -> NoReturn:
+    """Say what is wrong in one line and end, exit 2."""
+    print(f"tpu.py: {why}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def check_run(words: Command) -> None:
+    """Exit 2 unless ftjax knows the command that it shall do; its flags it checks itself, on the VM."""
+    if words[0] not in (known := ("train", "compare", "evaluate", "benchmark", "doctor")):
+        refuse(f"-- {words[0]}: ftjax is to do one of {', '.join(known)}.")
+
+
 def parser() -> argparse.ArgumentParser:
     """The flags of every command."""
     found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -242,7 +268,8 @@ def parser() -> argparse.ArgumentParser:
             each.add_argument("--project", help="default: gcloud's own")
         each.add_argument("--dry-run", action="store_true", help="print what would be done and do nothing")
         if name in ("create", "resume"):
-            each.add_argument("--accelerator-type", default="v5litepod-8", help="such as v5litepod-8 or v5litepod-16")
+            kind = {"default": "v5litepod-8"} if name == "create" else {"required": True}  # a new VM must be as the old one was
+            each.add_argument("--accelerator-type", type=accelerator_type, help="such as v5litepod-8 or v5litepod-16", **kind)
             each.add_argument("--runtime-version", default="v2-alpha-tpuv5-lite", help="the VM's software")
         if name in ("create", "resume", "gke"):
             each.add_argument("--spot", action="store_true", help="cheaper; may be taken away at any time")
@@ -278,6 +305,8 @@ def main(arguments: list[str] | None = None) -> None:
     options.command = words[cut + 1 :]
     if (options.step in RUNS) != bool(options.command):
         flags.error("say what ftjax shall do after --, such as: -- train ..." if options.step in RUNS else "-- needs start")
+    if options.command:
+        check_run(options.command)
     if options.step in TEXTS:
         text = TEXTS[options.step](options)
         if options.dry_run:

@@ -10,6 +10,7 @@ Clocks: peak / (2 x multiply-add units), rounded; so a matmul that keeps every u
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 
 from ftjax.errors import InputError, did_you_mean
@@ -54,6 +55,10 @@ CHIPS: dict[str, Chip] = {
 def read_topology(text: str) -> tuple[Chip, tuple[int, ...]]:
     """`v5e:2x4` to (its chip, how many chips lie in each dimension). InputError for another spelling or an unknown version."""
     version, colon, size = text.partition(":")
+    if named := re.fullmatch(r"(v\d+[a-z]*?)(litepod)?-\d+", text):  # as Cloud TPU names a number of chips
+        chip = CHIPS.get("v5e" if named[2] else named[1])
+        like = f"{chip.name}:{example(chip)}" if chip else "v5e:2x4"
+        raise InputError(f"--topology {text}: say how the chips lie, as in {like}, which is {chips_of(like)} chips.")
     if version not in CHIPS:
         known = ", ".join([*CHIPS, "cpu", "gpu"])
         raise InputError(f"--topology {text}: unknown chip; known are {known}.{did_you_mean(version, CHIPS)}")
@@ -66,6 +71,11 @@ def read_topology(text: str) -> tuple[Chip, tuple[int, ...]]:
             f"--topology {text}: {version} chips lie in {chip.dimensions} dimensions, such as {version}:{example(chip)}."
         )
     return chip, tuple(lengths)
+
+
+def chips_of(topology: str) -> int:
+    """How many chips a topology has."""
+    return math.prod(map(int, topology.partition(":")[2].split("x")))
 
 
 def example(chip: Chip) -> str:

@@ -26,6 +26,7 @@ from ftjax.parallel import Compiled
 from ftjax.partition import labels_of
 from ftjax.prefix import prefix_step
 from ftjax.prepare import Run
+from ftjax.report.formats import duration
 from ftjax.sharding import ROWS
 from ftjax.step import train_step
 
@@ -96,7 +97,9 @@ def examine(config: PlanConfig, devices: Sequence[jax.Device], chip: Chip | None
         **{name: getattr(config, name) for name in ("sharding", "remat")},
         "train_parameters": config.spec,
         "length": length,
+        **{name: getattr(config, name) for name in ("examples", "epochs", "price_per_chip_hour")},
     }
+    say(f"Compiling the step for {config.topology}; that takes from half a minute to some minutes ...")
     start = time.perf_counter()
     each = chip.devices_per_chip if chip else 1
     available = each * (chip.memory_bytes if chip else memory_of(devices[0]))
@@ -253,7 +256,7 @@ def show_figures(found: dict[str, Any]) -> None:
     examples, tokens = (found[f"predicted_{name}_per_second"] for name in ("examples", "tokens"))
     line("throughput", f"{examples:,.0f} examples/s, {tokens:,.0f} tokens/s {basis}")
     line("MFU", f"{found['predicted_mfu']:.3f} all in, {found['predicted_mfu_compute']:.3f} compute alone {basis}")
-    line("", f"= {found['mfu_formula']}")
+    line("", f"= {found['mfu_formula']}; peak {found['peak_flops_per_chip'] / 1e12:,.1f} TFLOP/s a device")
     for transfer in found["collectives"]:
         text = f"x{transfer['times']}, {transfer['bytes'] / 1e6:,.1f} MB a device"
         if transfer["seconds"] is not None:
@@ -262,8 +265,11 @@ def show_figures(found: dict[str, Any]) -> None:
         line(transfer["kind"], text)
     for name, number in found["uncounted"].items():
         line("not counted", f"{name} x{number}: a kernel of which the compiler says nothing")
-    cost = "" if found["predicted_cost"] is None else f", costs {found['predicted_cost']:,.2f}"
-    line("run", f"{found['steps']:,} steps, {found['predicted_hours']:.3g} hours without compilation{cost} {basis}")
+    run = f"{found['steps']:,} steps ({found['epochs']} epochs of {found['examples']:,} examples)"
+    line("run", f"{run}, {duration(3600 * found['predicted_hours'])} without compilation {basis}")
+    if found["predicted_cost"] is not None:
+        rate = f"{found['chips']} chips x {found['predicted_hours']:.3g} hours x {found['price_per_chip_hour']:g}"
+        line("cost", f"{found['predicted_cost']:,.2f} = {rate} {basis}")
 
 
 def line(name: str, text: str) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftjax.cost.chips import Chip, read_topology
 from ftjax.errors import InputError
+from ftjax.launch import NO_TPU
 
 if TYPE_CHECKING:
     import jax
@@ -27,9 +28,7 @@ def settle_environment(topology: str) -> None:
     read_topology(topology)
     if importlib.util.find_spec("libtpu") is None:
         raise InputError(f"--topology {topology}: needs libtpu, the compiler for TPUs: pip install 'ftjax[tpu]'.")
-    absent = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-    quiet = {"TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    for name, value in {**absent, **quiet, "JAX_PLATFORMS": "cpu"}.items():
+    for name, value in {**NO_TPU, "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "JAX_PLATFORMS": "cpu"}.items():
         os.environ.setdefault(name, value)
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # a kept program cannot be read again without its chip
 

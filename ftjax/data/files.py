@@ -209,11 +209,13 @@ def select(
         "--text-pair-column": text_pair_column,
         "--label-column": label_column if must_have_labels else None,
     }
-    for flag, name in wanted.items():
-        if name is not None and name not in table.names:
-            near = did_you_mean(name, table.names)
-            columns = f"its columns are: {listed(table.names)}"
-            raise InputError(f"{source}: no column {name!r}; {columns}.{near} Name it with {flag}.")
+    if any(name is not None and name not in table.names for name in wanted.values()):
+        wanted["--label-column"] = label_column  # said at once, although it may not be needed
+        missing = {flag: name for flag, name in wanted.items() if name is not None and name not in table.names}
+        near = "".join(did_you_mean(name, table.names) for name in missing.values())
+        what = f"no column{'s' * (len(missing) > 1)} {' and '.join(map(repr, missing.values()))}"
+        name_it = f"Name {'them' if len(missing) > 1 else 'it'} with {' and '.join(missing)}."
+        raise InputError(f"{source}: {what}; its columns are: {listed(table.names)}.{near} {name_it}")
 
     def cells(column: str, read: Callable[..., Any], *more: Any) -> list[Any]:
         return [read(value, *more, source, row) for row, value in enumerate(table.cells(column), start=1)]

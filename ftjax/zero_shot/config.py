@@ -36,7 +36,7 @@ class ZeroShotConfig:
     test_file: Path | None = None
     """Rows to classify, into OUTPUT/predictions.jsonl."""
     unlabeled_file: Path | None = None
-    """Texts to calibrate on and to adapt to. Its label column, if any, is not read."""
+    """Texts to calibrate on, also for texts given one by one, and to adapt to. Its label column, if any, is not read."""
     output: Path | None = None
     """Directory for predictions.jsonl, result.json and, with --adapt, every round's run and model/."""
     how: How = "auto"
@@ -47,6 +47,10 @@ class ZeroShotConfig:
     calibration: Literal["texts", "none"] = "texts"
     """texts: every class's scores get the same mean and spread over the texts, which are taken to be about as many of each
     class; none: scores as they are."""
+
+    scores_from: tuple[Path, ...] = ()
+    """--output of other zero-shot runs, of any model, on the same files: the mean of all scores, each with the same spread,
+    decides which texts become labels."""
 
     adapt: bool = False
     """Train on the texts of --unlabeled-file: the surest predictions become labels, round after round."""
@@ -87,6 +91,8 @@ class ZeroShotConfig:
             raise InputError("--output DIR is needed with --test-file or --adapt.")
         if self.adapt and self.unlabeled_file is None:
             raise InputError("--adapt needs texts to learn from: give --unlabeled-file.")
+        if self.scores_from and self.text:
+            raise InputError("--scores-from: other runs' scores are of files; give --test-file or --unlabeled-file.")
         if self.template is not None:
             check_template(self.template)
         if not self.confident_share or not all(0 < share <= 1 for share in self.confident_share):

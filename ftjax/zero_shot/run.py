@@ -27,7 +27,17 @@ from ftjax.pretrained.load import check_cloze, read_config, refuse_seq2seq
 from ftjax.tasks.classification import TextClassification, classification_metrics, scored
 from ftjax.terminal import Terminal
 from ftjax.zero_shot.config import ZeroShotConfig
-from ftjax.zero_shot.scores import Calibration, calibrated, described, likelihood_scores, per_row, surest
+from ftjax.zero_shot.scores import (
+    Calibration,
+    calibrated,
+    described,
+    kept,
+    likelihood_scores,
+    per_row,
+    read_scores,
+    surest,
+    together,
+)
 
 HELD_OUT = 10  # of so many pseudo-labelled texts one is held out, to choose the epoch by
 
@@ -38,27 +48,40 @@ def classify(config: ZeroShotConfig, terminal: Terminal) -> list[dict[str, Any]]
     Raises InputError for a user's mistake, before anything is compiled or written.
     """
     config.check()
+    columns: dict[str, Any] = {"text_column": config.text_column, "label_column": None}
     if config.text:
-        labels, scores = tuple(config.descriptions()), of_descriptions(config, config.text, None)
-        return scored(config.text, softmax(scores), labels)
+        first = () if config.unlabeled_file is None else read_file(config.unlabeled_file, **columns).texts
+        scores = of_descriptions(config, [*first, *config.text], len(first) or None)[len(first) :]
+        return scored(config.text, softmax(scores), tuple(config.descriptions()))
     assert config.output is not None
     if config.output.exists() and (not config.output.is_dir() or any(config.output.iterdir())):
         raise InputError(f"--output {config.output}: not empty; choose another directory.")
     start = time.perf_counter()
-    test, unlabeled = (
-        None if path is None else read_file(path, text_column=config.text_column, label_column=None)
-        for path in (config.test_file, config.unlabeled_file)
-    )
-    learnt_from = unlabeled or test
-    assert learnt_from is not None
-    both = [*learnt_from.texts, *(test.texts if test is not None and unlabeled is not None else ())]
+    paths = {"unlabeled": config.unlabeled_file, "test": config.test_file}
+    files = {name: read_file(path, **columns) for name, path in paths.items() if path is not None}
+    learnt, test = next(iter(files)), files.get("test")
+    learnt_from, labels = files[learnt], list(config.descriptions())
+    others = [
+        {name: read_scores(directory, name, rows.texts, labels) for name, rows in files.items()}
+        for directory in config.scores_from
+    ]
+    both = [text for rows in files.values() for text in rows.texts]
     scores = of_descriptions(config, both, len(learnt_from.texts))
-    of_unlabeled, of_test = scores[: len(learnt_from.texts)], scores[-len(test.texts) :] if test is not None else None
-    result: dict[str, Any] = {"labels": list(config.descriptions()), "how": how(config), "rounds": []}
+    own = {"unlabeled": scores[: len(learnt_from.texts)], "test": scores[-len(test.texts) :] if test else scores}
+    result: dict[str, Any] = {"labels": labels, "how": how(config), "rounds": []}
     config.output.mkdir(parents=True, exist_ok=True)
-    if test is not None and of_test is not None:
-        result["rounds"].append({"share": 0.0, **score(config, test, of_test)})
+    rundir.write_json(config.output / "scores.json", kept(labels, {n: (rows.texts, own[n]) for n, rows in files.items()}))
+    if test is not None:
+        result["rounds"].append({"share": 0.0, **score(config, test, own["test"])})
         terminal.say(line("Descriptions alone", result["rounds"][-1]))
+    of_unlabeled = own[learnt]
+    if others:
+        judges = [own, *others]
+        over = [judge[learnt] for judge in judges]
+        of_unlabeled = together(over, over)
+        if test is not None:
+            result["together"] = score(config, test, together([judge["test"] for judge in judges], over))
+            terminal.say(line(f"Together with {', '.join(map(str, config.scores_from))}", result["together"]))
     for number, share in enumerate(config.confident_share if config.adapt else (), start=1):
         terminal.say(f"\nRound {number}: the surest {share:.0%} of {len(learnt_from.texts):,} texts become labels")
         run = train_round(config, learnt_from, of_unlabeled, share, number, terminal)
@@ -102,8 +125,8 @@ def of_descriptions(config: ZeroShotConfig, texts: Sequence[str], calibrate_on: 
     """Scores float32 (texts, classes) by the descriptions alone.
 
     calibrate_on: as many of the texts, the first ones, calibrate the scores if the settings ask for it. An encoder's
-    classifier is saved as the model of round 0, with the calibration where it can hold that: with similarity. It is not saved
-    where `calibrate_on` is None.
+    classifier is saved as the model of round 0, with the calibration where it can hold that: with similarity. Nothing is
+    saved for texts given one by one.
     """
     chosen, descriptions, labels = how(config), config.descriptions(), tuple(config.descriptions())
     directory = model_directory(config.model)
@@ -137,7 +160,7 @@ def of_descriptions(config: ZeroShotConfig, texts: Sequence[str], calibrate_on: 
     if calibrate_on is None:
         return scores
     calibration = Calibration.of(scores[:calibrate_on]) if config.calibration == "texts" else None
-    if chosen != "likelihood":
+    if chosen != "likelihood" and not config.text:
         first = calibrated(pretrained, calibration) if calibration and chosen == "similarity" else pretrained
         save_pretrained(first, first.params, model_of(config, 0))
     return calibration(scores) if calibration else scores
@@ -214,7 +237,8 @@ def score(config: ZeroShotConfig, rows: Rows, scores: np.ndarray) -> dict[str, f
         return {}
     if unknown := sorted({name for name in given if name is not None} - set(labels)):
         raise InputError(
-            f"{config.test_file}: has the label {unknown[0]!r}, which no description is for; the predictions are in {path}."
+            f"{config.test_file}: has the label {unknown[0]!r}, which no description is for; call classes as it does. "
+            f"The predictions are in {path}."
         )
     numbers = np.array([-1 if name is None else labels.index(name) for name in given])
     return classification_metrics(scores, numbers)

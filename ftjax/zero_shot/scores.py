@@ -13,7 +13,10 @@ is read here.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -31,6 +34,7 @@ from ftjax.models import Params
 from ftjax.objectives import Batch
 from ftjax.parallel import Compiled, replicate
 from ftjax.pretrained import Pretrained
+from ftjax.pretrained.tensors import read_json
 from ftjax.sharding import data_mesh
 
 Step = Callable[[Params, Batch], jax.Array]
@@ -142,6 +146,56 @@ def likelihood_scores(
     found = continuation_logprobs(pretrained.model, pretrained.params, prompts, continuations, batch_size=batch_size)
     scores = np.stack([values.sum(1) for values in found], axis=1)
     return np.stack([scores[:, owner == number].mean(1) for number in range(len(descriptions))], axis=1)
+
+
+def kept(labels: Sequence[str], scored: Mapping[str, tuple[Sequence[str], np.ndarray]]) -> dict[str, Any]:
+    """What scores.json holds, so that another run may take the scores into account.
+
+    scored: "unlabeled" or "test" -> texts, scores (texts, classes).
+    """
+    files = {name: {"texts_sha256": _digest(texts), "scores": scores.tolist()} for name, (texts, scores) in scored.items()}
+    return {"labels": list(labels), **files}
+
+
+def read_scores(directory: Path, name: str, texts: Sequence[str], labels: Sequence[str]) -> np.ndarray:
+    """Scores float32 (texts, classes in the order of `labels`) out of a run's scores.json, see `kept`.
+
+    InputError where there are none, or not of these texts and classes.
+    """
+    path = directory / "scores.json"
+    if not path.is_file():
+        raise InputError(f"--scores-from {directory}: has no scores.json; name the --output of a ftjax zero-shot run.")
+    found = read_json(path)
+    theirs, of_file = found.get("labels"), found.get(name)
+    if of_file is None:
+        raise InputError(f"--scores-from {directory}: has no scores of its --{name}-file; run it with this one.")
+    if not isinstance(theirs, list) or sorted(map(str, theirs)) != sorted(labels):
+        raise InputError(f"--scores-from {directory}: is about the classes {theirs}, not about {', '.join(labels)}.")
+    if not isinstance(of_file, dict) or of_file.get("texts_sha256") != _digest(texts):
+        raise InputError(f"--scores-from {directory}: its --{name}-file held other texts; give both runs the same file.")
+    try:
+        scores = np.asarray(of_file["scores"], np.float32)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        scores = np.zeros(0, np.float32)
+    if scores.shape != (len(texts), len(labels)) or not np.isfinite(scores).all():
+        raise InputError(f"{path}: not a number for every text and class; run that ftjax zero-shot again.")
+    return scores[:, [theirs.index(label) for label in labels]]
+
+
+def _digest(texts: Sequence[str]) -> str:
+    """SHA-256 of the texts and their order."""
+    return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
+
+
+def together(judges: Sequence[np.ndarray], calibrate_on: Sequence[np.ndarray]) -> np.ndarray:
+    """The mean over judges of their scores (texts, classes), each with mean 0 and spread 1 over the texts to calibrate on.
+
+    Judges that err independently are right more often together, and surer where they agree (Lakshminarayanan et al., 2017,
+    https://arxiv.org/abs/1612.01474, average a classifier's copies; here they differ in kind).
+    """
+    calibrations = [Calibration.of(scores) for scores in calibrate_on]
+    every = zip(judges, calibrations, strict=True)
+    return np.mean([calibration(scores) / calibration.spread.mean() for scores, calibration in every], axis=0)
 
 
 def surest(scores: np.ndarray, share: float) -> np.ndarray:

@@ -263,9 +263,12 @@ def test_files_that_unpack_to_more_than_the_memory(tmp_path, monkeypatch):
 )
 def test_missing_columns(tmp_path, name, content):
     columns = "its columns are: txt, labels, b."
-    refused(tmp_path, name, content, "no column 'text'", columns, "Did you mean 'txt'?", "--text-column")
+    both = ("no columns 'text' and 'label'", columns, "Did you mean 'txt'? Did you mean 'labels'?")
+    refused(tmp_path, name, content, *both, "Name them with --text-column and --label-column.")
+    refused(tmp_path, name, content, "no column 'text'", columns, "Name it with --text-column.", label_column=None)
     given_text = {"text_column": "txt"}
-    refused(tmp_path, name, content, "no column 'c'", columns, "--text-pair-column", text_pair_column="c", **given_text)
+    pair = {"text_pair_column": "c", "label_column": None, **given_text}
+    refused(tmp_path, name, content, "no column 'c'", columns, "--text-pair-column", **pair)
     refused(tmp_path, name, content, "no column 'stars'", columns, "--label-column", label_column="stars", **given_text)
     refused(tmp_path, name, content, "no column 'label'", "'labels'?", "--label-column", require_labels=True, **given_text)
     assert read_file(tmp_path / name, **given_text).labels is None

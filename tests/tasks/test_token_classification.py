@@ -137,7 +137,7 @@ def test_words_of_a_list_and_their_tokens_are_found_whatever_they_hold(words, le
         ([*ROWS, {"tokens": ["a"], "tags": None}], "1 of 3 rows have no label, the first is row 3"),
         (ROWS[1:], "every tag is O"),
         ([{"tokens": ["a"]}], "no column 'tags'"),
-        ([{"text": "a", "label": "b"}], "no column 'tokens'; its columns are: text, label"),
+        ([{"text": "a", "label": "b"}], "no columns 'tokens' and 'tags'; its columns are: text, label"),
     ],
 )
 def test_rows_that_are_wrong_are_named(rows, words, tiny_bert, tmp_path, capsys):
