@@ -42,7 +42,7 @@ def continuation_logprobs(
     found = [np.zeros((len(prompts), len(continuation)), np.float32) for continuation in continuations]
     begin, go_on = _programs(model)
     precision = dict(model.heads)["precision"]
-    params = {name: value.astype(kept_in(value, precision)) for name, value in params.items()}  # once, not a batch
+    params = {name: value.astype(kept_in(name, value, precision)) for name, value in params.items()}  # once, not a batch
     lengths = np.array([len(prompt) for prompt in prompts])
     for length, numbers in plan_epoch(lengths, choose_buckets(lengths), batch_size, seed=None):
         rows = numbers.tolist()
