@@ -79,7 +79,7 @@ class TrainConfig:
     batch_size: int = 32
     """Global batch size: rows of one update, over all devices and microbatches."""
     learning_rate: float = 5e-5
-    """Peak learning rate. 5e-5 suits full fine-tuning; a head alone wants about 1e-3."""
+    """Peak learning rate. 5e-5 suits full fine-tuning, 5e-4 the last layers or low-rank matrices, 1e-3 a head alone."""
     max_length: int = 128
     """Longest row in tokens; longer ones are cut and counted."""
     seed: int = 0
