@@ -51,6 +51,7 @@ CLASS_LOSSES = tuple(name for name, loss in AUXILIARIES.items() if loss.about ==
 LABEL_LOSSES = tuple(name for name, loss in AUXILIARIES.items() if loss.about == "labels")
 
 MOST_SECONDS = 1e6  # what a timer takes
+Hidden = tyro.conf.Suppress  # a field that is no flag
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,6 +269,8 @@ class TrainConfig:
     """A loss or gradient that is not finite: stop the run, or skip that step's update and count it."""
     write_timeout: float = 1800.0
     """Seconds that a write to --output may take before the run gives up: a file system that does not answer."""
+    labels_from_model: Annotated[bool, Hidden] = False
+    """Whether a model made the labels, as in ftjax zero-shot: scores are then agreement with it, and nobody knows more."""
 
     def check_data(self) -> None:
         """Raise InputError unless it is clear where the rows come from."""
@@ -604,9 +607,6 @@ class CompareConfig(TrainConfig):
         for method in self.methods:
             for run in self.runs(method):
                 run.check()
-
-
-Hidden = tyro.conf.Suppress
 
 
 @dataclasses.dataclass(frozen=True)
