@@ -30,7 +30,8 @@ def card(config: Mapping[str, Any], result: Mapping[str, Any], *, name: str, lib
     from huggingface_hub import EvalResult, ModelCardData
 
     labels, files = list(config.get("labels") or ()), _files(config)
-    scored = {split: found for split in ("test", "eval") if isinstance(found := result.get(split), Mapping)}
+    known = not config.get("labels_from_model")  # else a score says how well the model agrees with itself
+    scored = {split: found for split in ("test", "eval") if known and isinstance(found := result.get(split), Mapping)}
     task = str(config.get("task", "classification"))
     pipeline = PIPELINES.get(task) if labels or task not in OF_CLASSES else None
     results = [
@@ -87,8 +88,12 @@ def write_card(directory: Path, config: Mapping[str, Any], result: Mapping[str, 
 
 def _first(config: Mapping[str, Any], labels: list[Any]) -> str:
     base = str(config.get("model"))
-    base = f"[{base}](https://huggingface.co/{base.partition('@')[0]})" if _on_hub(base) else _code(Path(base).name)
+    directory = Path(base)
+    named = f"{directory.parent.name}/model" if directory.name == "model" else directory.name
+    base = f"[{base}](https://huggingface.co/{base.partition('@')[0]})" if _on_hub(base) else _code(named)
     what = f" Its labels are {', '.join(_code(str(label)) for label in labels)}." if labels else ""
+    if config.get("labels_from_model"):
+        what += " No label was given: a model made them from descriptions, and how good this one is was never measured."
     task = _code(str(config.get("task", "classification")))
     return f"{base}, fine-tuned with ftjax for {task} by the method {_code(str(config.get('method')))}.{what}"
 

@@ -51,6 +51,7 @@ CLASS_LOSSES = tuple(name for name, loss in AUXILIARIES.items() if loss.about ==
 LABEL_LOSSES = tuple(name for name, loss in AUXILIARIES.items() if loss.about == "labels")
 
 MOST_SECONDS = 1e6  # what a timer takes
+Hidden = tyro.conf.Suppress  # a field that is no flag
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +80,7 @@ class TrainConfig:
     batch_size: int = 32
     """Global batch size: rows of one update, over all devices and microbatches."""
     learning_rate: float = 5e-5
-    """Peak learning rate. 5e-5 suits full fine-tuning; a head alone wants about 1e-3."""
+    """Peak learning rate. 5e-5 suits full fine-tuning, 5e-4 the last layers or low-rank matrices, 1e-3 a head alone."""
     max_length: int = 128
     """Longest row in tokens; longer ones are cut and counted."""
     seed: int = 0
@@ -267,6 +268,8 @@ class TrainConfig:
     """A loss or gradient that is not finite: stop the run, or skip that step's update and count it."""
     write_timeout: float = 1800.0
     """Seconds that a write to --output may take before the run gives up: a file system that does not answer."""
+    labels_from_model: Annotated[bool, Hidden] = False
+    """Whether a model made the labels, as in ftjax zero-shot: scores are then agreement with it, and nobody knows more."""
 
     def check_data(self) -> None:
         """Raise InputError unless it is clear where the rows come from."""
@@ -603,9 +606,6 @@ class CompareConfig(TrainConfig):
         for method in self.methods:
             for run in self.runs(method):
                 run.check()
-
-
-Hidden = tyro.conf.Suppress
 
 
 @dataclasses.dataclass(frozen=True)

@@ -83,6 +83,12 @@ def export(checkpoint: Path, output: Path, export_format: ExportFormat | None = 
     directory, step = checkpoint, None
     if checkpoint.parent.name == "checkpoints" and checkpoint.name.isdecimal():
         directory, step = checkpoint.parent.parent, int(checkpoint.name)
+    if not directory.is_dir():
+        raise InputError(f"--checkpoint {checkpoint}: no such directory.")
+    if not (directory / "metrics.jsonl").is_file() and (directory.parent / "metrics.jsonl").is_file():
+        raise InputError(f"--checkpoint {checkpoint}: a part of a run; give the run, {directory.parent}.")
+    if inner := [path.parent.name for path in sorted(directory.glob("*/metrics.jsonl"))]:
+        raise InputError(f"--checkpoint {checkpoint}: holds several runs; give one of them, such as {directory / inner[0]}.")
     saved = read_json(directory / "config.json")
     if "method" not in saved or "output" not in saved:
         raise InputError(f"--checkpoint {checkpoint}: {directory} is not a run of ftjax.")

@@ -127,8 +127,8 @@ class Flag:
 
 
 ABOUT_CONFIG = (
-    "Settings from a YAML or JSON file, such as a run's config.json; flags override them, --no-NAME turns a switch off. "
-    "Default: none."
+    "Settings from a YAML or JSON file, for ftjax train also a run's config.json; flags override them, --no-NAME turns a "
+    "switch off. Default: none."
 )
 CONFIG = Flag("config", Path, "FILE", False, False, None, ABOUT_CONFIG)
 

@@ -81,7 +81,7 @@ def check(config: TrainConfig) -> bool:
         raise InputError(
             f"--output {directory}: holds another run: its {flag(name)} is {saved.get(name)!r}, not {wanted[name]!r}"
             + (f" (and {len(differing) - 1} more settings differ)" if differing[1:] else "")
-            + "; choose another directory."
+            + f"; choose another directory. To go on from what that run learnt, start from --model {directory / 'model'}."
         )
     return True
 

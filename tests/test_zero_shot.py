@@ -122,7 +122,10 @@ def test_calibration_gives_every_class_the_same_mean_and_spread():
         ({"description": ("god=fine",)}, "with a label of --labels"),
         ({"text": (), "test_file": "t.csv"}, "--output DIR is needed"),
         ({"text": (), "adapt": True, "output": "o"}, "give --unlabeled-file"),
-        ({"text": ("a",), "test_file": "t.csv"}, "either texts or --test-file"),
+        ({"text": ("a",), "test_file": "t.csv"}, "leave them out with --test-file"),
+        ({"text": ("a",), "adapt": True}, "leave them out with --test-file or --adapt"),
+        ({"text": ("a",), "output": "o"}, "is printed; leave it out"),
+        ({"text": (), "unlabeled_file": "t.csv"}, "it may be the same file as --unlabeled-file"),
         ({"template": "{text} is"}, "must have {text} and {label} once each"),
         ({"confident_share": (0.0,)}, "above 0 and at most 1"),
         ({"self_supervised_loss": ("consistency=-1",)}, "must be 0 or a positive number"),
@@ -223,6 +226,10 @@ def test_a_self_supervised_loss_on_the_other_texts(tiny_bert, few_reviews, tmp_p
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in (tmp_path / "run" / "round-1" / "metrics.jsonl").read_text().splitlines()]
     assert any("consistency_loss" in line and "entropy_loss" in line for line in lines)
+    card = (tmp_path / "run" / "round-1" / "model" / "README.md").read_text()
+    assert "No label was given" in card and "accuracy" not in card and "`round-0/model`" in card
+    assert "by labels that a model made" in (tmp_path / "run" / "round-1" / "report.html").read_text()
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["descriptions"]["fresh"] == ["a good film"]
 
 
 @pytest.mark.parametrize(

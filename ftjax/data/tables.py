@@ -14,6 +14,7 @@ import io
 import json
 import lzma
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
@@ -173,6 +174,11 @@ def csv_table(file: Iterable[str], path: Path, separator: str) -> Table:
     try:
         for record in reader:
             if record and records and len(record) != len(records[0]):
+                if len(records[0]) == 1 and len(cells := re.split("[;|\t]", records[0][0])) > 1:
+                    other = records[0][0][len(cells[0])]
+                    raise InputError(
+                        f"{shown(path)}: its header seems to be separated by {other!r}; save it with {separator!r}."
+                    )
                 raise InputError(
                     f"{shown(path)}: line {line} has {len(record)} fields, the header has {len(records[0])}; "
                     "put quotes around texts that hold separators or line breaks."

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from ftjax.data.files import Rows
-from ftjax.errors import InputError, refusing
+from ftjax.data.tables import listed
+from ftjax.errors import InputError, did_you_mean, refusing
 from ftjax.objectives import NO_LABEL, has_label
 from ftjax.pretrained import gguf
 
@@ -146,7 +147,8 @@ def label_numbers(rows: Rows, labels: tuple[str, ...]) -> np.ndarray:
     for row, name in enumerate(given, start=1):
         if name is not None and name not in number:
             raise InputError(
-                f"{rows.source}: row {row} has the label {name!r}, which training has not seen; known: {', '.join(labels)}."
+                f"{rows.source}: row {row} has the label {name!r}, which training has not seen; known: {listed(labels)}."
+                f"{did_you_mean(name, labels)}"
             )
     return np.array([NO_LABEL if name is None else number[name] for name in given], np.int32)
 

@@ -188,4 +188,12 @@ def write_tensors(tensors: dict[str, np.ndarray], directory: Path, name: str = S
 
     partial = directory / f".{name}.partial"
     save_file({key: np.ascontiguousarray(array) for key, array in tensors.items()}, partial, metadata={"format": "pt"})
+    partial.chmod(0o666 & ~_umask())  # the library writes files that nobody else may read
     os.replace(partial, directory / name)
+
+
+def _umask() -> int:
+    """What the user takes away from a new file's permissions."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask

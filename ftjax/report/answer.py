@@ -10,6 +10,9 @@ from ftjax.report.runs import RunRecord, best, measure, metric_of, names
 from ftjax.report.seeds import Setting, best_setting, difference, settings
 from ftjax.report.tables import say_score
 
+RECIPE = ("epochs", "learning_rate", "batch_size", "max_length", "precision")
+"""Settings that are no part of a method: where they differ, so may the scores for that alone."""
+
 
 def answer(runs: Sequence[RunRecord]) -> str:
     """Which run had the best score and its cost next to full fine-tuning's; of a single run, its score and cost."""
@@ -48,7 +51,7 @@ def answer(runs: Sequence[RunRecord]) -> str:
 
 
 def caution(runs: Sequence[RunRecord]) -> str:
-    """Whether chance alone explains the gap between the best two runs; nothing where their predictions cannot tell.
+    """What else the runs differ in, and whether chance alone explains the gap between the best two, as far as predictions tell.
 
     Of settings run with several seeds, the differences to the best one, seed by seed.
     """
@@ -56,6 +59,13 @@ def caution(runs: Sequence[RunRecord]) -> str:
         best_one = best_setting(found)
         pairs = [difference(best_one, other) for other in found if other is not best_one]
         return " ".join(pair.sentence[:1].upper() + pair.sentence[1:] for pair in pairs if pair)
+    unlike = [key.replace("_", " ") for key in RECIPE if any(run.config.get(key) != runs[0].config.get(key) for run in runs)]
+    recipe = f"The runs also differ in {' and '.join(unlike)}, see the settings." if unlike else ""
+    return " ".join(part for part in (recipe, _by_chance(runs)) if part)
+
+
+def _by_chance(runs: Sequence[RunRecord]) -> str:
+    """Whether chance alone explains the gap between the best two."""
     first = best(runs)
     if first is None or measure(runs)[1] != "accuracy" or (second := _second(runs, first)) is None:
         return ""

@@ -123,7 +123,7 @@ def draw(
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(left=False)
         axes.margins(x=0.04, y=0.08)
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=points))
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=points or x_label == "epoch"))
         axes.yaxis.set_major_locator(MaxNLocator(6))
         drawn = io.StringIO()
         FigureCanvasSVG(figure).print_svg(drawn, metadata={"Date": None})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -91,7 +92,10 @@ def measure(runs: Sequence[RunRecord]) -> tuple[str, str]:
 
 def metric_of(runs: Sequence[RunRecord], name: str) -> Metric:
     """What a score of these runs is called, and which way it is better."""
-    return {**WITHOUT_LABELS, **runs[0].task.metrics}[name]
+    found = {**WITHOUT_LABELS, **runs[0].task.metrics}[name]
+    if any(run.config.get("labels_from_model") for run in runs):
+        return dataclasses.replace(found, shown=f"{found.shown} by labels that a model made")
+    return found
 
 
 def best(runs: Sequence[RunRecord]) -> int | None:

@@ -85,8 +85,14 @@ class ZeroShotConfig:
 
     def check(self) -> None:
         """InputError for values that make no sense, alone or together."""
-        if bool(self.text) == (self.test_file is not None or self.adapt):
-            raise InputError("Give either texts or --test-file.")
+        if self.text and (self.test_file is not None or self.adapt):
+            raise InputError("Texts given one by one are classified and no more; leave them out with --test-file or --adapt.")
+        if self.text and self.output is not None:
+            raise InputError(
+                "--output: what texts given one by one are is printed; leave it out, or put them into --test-file."
+            )
+        if not self.text and self.test_file is None and not self.adapt:
+            raise InputError("Give texts, or --test-file with rows to classify; it may be the same file as --unlabeled-file.")
         if not self.text and self.output is None:
             raise InputError("--output DIR is needed with --test-file or --adapt.")
         if self.adapt and self.unlabeled_file is None:

@@ -68,7 +68,8 @@ def classify(config: ZeroShotConfig, terminal: Terminal) -> list[dict[str, Any]]
     both = [text for rows in files.values() for text in rows.texts]
     scores = of_descriptions(config, both, len(learnt_from.texts))
     own = {"unlabeled": scores[: len(learnt_from.texts)], "test": scores[-len(test.texts) :] if test else scores}
-    result: dict[str, Any] = {"labels": labels, "how": how(config), "rounds": []}
+    asked = {"base_model": config.model, "descriptions": config.descriptions(), "calibration": config.calibration}
+    result: dict[str, Any] = {"labels": labels, "how": how(config), **asked, "rounds": []}
     config.output.mkdir(parents=True, exist_ok=True)
     rundir.write_json(config.output / "scores.json", kept(labels, {n: (rows.texts, own[n]) for n, rows in files.items()}))
     if test is not None:
@@ -206,7 +207,8 @@ def train_round(
         max_length=config.max_length,
         seed=config.seed,
         precision=config.precision,
-        warmup_steps=10,
+        warmup_steps=min(10, config.epochs * -(-len(sets["train"]) // config.batch_size) // 4),
+        labels_from_model=True,
     )
     if others:
         run = TrainConfig(

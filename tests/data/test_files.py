@@ -209,6 +209,7 @@ def test_not_utf8(tmp_path, name, first):
 
 
 def test_malformed_csv(tmp_path):
+    refused(tmp_path, "a.csv", "text;label\na, b;1\n", "its header seems to be separated by ';'; save it with ','")
     refused(tmp_path, "many.csv", 'text,label\n"two\nlines",1\na,b,2\n', "line 4 has 3 fields, the header has 2", "quotes")
     refused(tmp_path, "few.tsv", "text\tlabel\na\n", "line 2 has 1 fields, the header has 2")
     refused(tmp_path, "open.csv", 'text,label\na,1\n"b,1\nc,2\n', "line 3", "quote")
