@@ -122,7 +122,7 @@ def test_the_text_says_what_it_rests_on(found, capsys):
     for name in ("step", "throughput", "MFU", "run"):
         (said,) = [text for text in lines if text.startswith(name)]
         assert "a lower bound" in said
-    assert "costs" in lines[-1]
+    assert lines[-1].startswith("cost") and "8 chips x" in lines[-1] and "hours x 2 (a lower bound" in lines[-1]
     assert any("model FLOPs" in text for text in lines)
 
 
