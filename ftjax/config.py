@@ -614,7 +614,7 @@ class StepConfig(TrainConfig):
 
     model: str
     """Directory of a Hugging Face model, its hub id, or a shape without weights: minilm-l6, bert-base, bert-large,
-    llama-1b, llama-8b."""
+    llama-1b (Llama 3.2), llama-8b (Llama 3)."""
     output: Annotated[Path, Hidden] = Path()
     train_file: Annotated[Path | None, Hidden] = None
     eval_file: Annotated[Path | None, Hidden] = None

@@ -254,7 +254,7 @@ def show_figures(found: dict[str, Any]) -> None:
     step, compute = (_milliseconds(found[f"predicted_{name}seconds"]) for name in ("step_", "compute_"))
     line("step", f"{step} all in, {compute} compute alone {basis}")
     examples, tokens = (found[f"predicted_{name}_per_second"] for name in ("examples", "tokens"))
-    line("throughput", f"{examples:,.0f} examples/s, {tokens:,.0f} tokens/s {basis}")
+    line("throughput", f"{examples:,.{0 if examples >= 100 else 2}f} examples/s, {tokens:,.0f} tokens/s {basis}")
     line("MFU", f"{found['predicted_mfu']:.3f} all in, {found['predicted_mfu_compute']:.3f} compute alone {basis}")
     line("", f"= {found['mfu_formula']}; peak {found['peak_flops_per_chip'] / 1e12:,.1f} TFLOP/s a device")
     for transfer in found["collectives"]:
