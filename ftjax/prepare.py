@@ -14,6 +14,7 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from ftjax.config import CLASS_LOSSES, LABEL_LOSSES, TrainConfig
 from ftjax.data.batches import choose_buckets
 from ftjax.data.files import Rows
+from ftjax.data.tables import listed
 from ftjax.data.tokenize import Examples, join, load_tokenizer
 from ftjax.errors import InputError
 from ftjax.models import Model, Params, build
@@ -385,6 +386,10 @@ def assemble(config: TrainConfig, data: Data, pretrained: Pretrained, layout: La
     if config.from_scratch:
         say(f"All parameters are new: {config.model} gives the configuration and the tokenizer alone.")
     elif new := new_heads(pretrained):
+        before = saved_labels(pretrained.raw_config)
+        if before and data.labels and set(before) != set(data.labels):
+            what = f"The checkpoint names the classes {listed(before)}, the rows {listed(data.labels)}"
+            say(f"{what}: a new classifier trains.")
         say(f"Not in the checkpoint, initialised and trained: {', '.join(new)}")
     if (lora := pretrained.model.lora) is not None:
         kind = "DoRA" if lora.dora else "LoRA"

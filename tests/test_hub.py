@@ -269,6 +269,16 @@ def test_a_model_of_the_demo_and_one_with_nearly_the_name(tmp_path, monkeypatch)
             model_directory(name)
 
 
+def test_a_directory_that_only_leads_to_a_model(tmp_path):
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "model" / "config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"no config.json; a model is in .*run/model\."):
+        model_directory(tmp_path)
+    (tmp_path / "run" / "metrics.jsonl").touch()
+    with pytest.raises(InputError, match=r"a run's directory, and not a model's; give .*run/model\."):
+        model_directory(tmp_path / "run")
+
+
 def test_the_demos_rows_as_files(tmp_path):
     done = subprocess.run([sys.executable, "-m", "ftjax.demo", tmp_path / "data"], capture_output=True, text=True, check=True)
     assert (tmp_path / "data" / "reviews" / "train.csv").is_file() and "dialogues/test.jsonl" in done.stdout

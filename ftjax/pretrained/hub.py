@@ -62,6 +62,9 @@ def model_directory(name_or_directory: str | Path) -> Path:
         refuse_links(path)
         if exists(path / "metrics.jsonl") and (path / "model" / "config.json").is_file():
             raise InputError(f"{text}: a run's directory, and not a model's; give {path / 'model'}.")
+        if not any(exists(path / name) for name in ("config.json", "adapter_config.json")):
+            models = sorted(found.parent for found in [*path.glob("model/config.json"), *path.glob("*/model/config.json")])
+            raise InputError(f"{text}: no config.json" + (f"; a model is in {models[-1]}." if models else "."))
         return path
     if exists(path) and is_gguf(path):
         return path
