@@ -262,7 +262,7 @@ def show_figures(found: dict[str, Any]) -> None:
         if transfer["seconds"] is not None:
             busy, exposed = _milliseconds(transfer["seconds"]), _milliseconds(transfer["exposed"])
             text += f", {busy}, of which nothing is computed for {exposed} {basis}"
-        line(transfer["kind"], text)
+        line(transfer["kind"] + ("" if transfer["blocking"] else " (async)"), text)
     for name, number in found["uncounted"].items():
         line("not counted", f"{name} x{number}: a kernel of which the compiler says nothing")
     run = f"{found['steps']:,} steps ({found['epochs']} epochs of {found['examples']:,} examples)"
@@ -274,7 +274,7 @@ def show_figures(found: dict[str, Any]) -> None:
 
 def line(name: str, text: str) -> None:
     """One figure."""
-    print(f"{name:20}{text}")
+    print(f"{name:24}{text}")
 
 
 def how(found: dict[str, Any]) -> str:
