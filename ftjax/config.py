@@ -365,7 +365,8 @@ class TrainConfig:
                 adapts = self.adapt_epochs and name in ADAPTATION
                 adapts |= self.task == "masked-lm" and name.startswith("mask_")
                 if getattr(self, name) != plain[name] and not adapts:
-                    raise InputError(f"{flag(name)} needs --method self-supervised.")
+                    way = " or --adapt-epochs" if name in ADAPTATION else ""
+                    raise InputError(f"{flag(name)} needs --method self-supervised{way}.")
         losses = self.losses, read_losses(self.adapt_loss, "1", "--adapt-loss")
         if any(name in CLASS_LOSSES for name, _ in losses[1]):
             raise InputError(
