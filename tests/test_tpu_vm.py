@@ -131,3 +131,10 @@ def test_mistakes_are_said(capsys):
         with pytest.raises(SystemExit) as stopped:
             tpu.main(arguments)
         assert stopped.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_a_program_that_is_not_there_is_named(monkeypatch, capsys):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(SystemExit) as stopped:
+        tpu.main(["slurm", "--name", "a", *RUN])
+    assert stopped.value.code == 2 and "sbatch is not on this machine" in capsys.readouterr().err

@@ -26,7 +26,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 UNIT, MOUNT = "ftjax", "ftjax-bucket"  # services of the VM: the run, and its bucket
 HOME = "/home/ftjax"  # the same on every worker, whoever logs in
@@ -140,7 +140,7 @@ def state_of(options: argparse.Namespace) -> str:
     if options.dry_run:
         return "PREEMPTED"
     command = tpu_vm(options, "describe", options.name, "--format", "value(state)")
-    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False).stdout.strip()
+    return run(command, stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
 def slurm(options: argparse.Namespace) -> str:
@@ -250,6 +250,14 @@ def refuse(why: str) -> NoReturn:
     raise SystemExit(2)
 
 
+def run(command: Command, **options: Any) -> subprocess.CompletedProcess:
+    """Run a program; exit 2 where it is not installed."""
+    try:
+        return subprocess.run(command, check=False, **options)
+    except FileNotFoundError:
+        refuse(f"{command[0]} is not on this machine; go where it is, or take --dry-run to see what it would be told.")
+
+
 def check_run(words: Command) -> None:
     """Exit 2 unless ftjax knows the command that it shall do; its flags it checks itself, on the VM."""
     if words[0] not in (known := ("train", "compare", "evaluate", "benchmark", "doctor")):
@@ -312,10 +320,10 @@ def main(arguments: list[str] | None = None) -> None:
         if options.dry_run:
             sys.stdout.write(text)
             return
-        sys.exit(subprocess.run(TAKERS[options.step], input=text, text=True, check=False).returncode)
+        sys.exit(run(TAKERS[options.step], input=text, text=True).returncode)
     for command in STEPS[options.step](options):
         print(shlex.join(command), file=sys.stdout if options.dry_run else sys.stderr, flush=True)
-        if not options.dry_run and (code := subprocess.run(command, check=False).returncode):
+        if not options.dry_run and (code := run(command).returncode):
             sys.exit(code)
 
 

@@ -92,6 +92,7 @@ def examine(config: PlanConfig, devices: Sequence[jax.Device], chip: Chip | None
         "model": config.model,
         "topology": config.topology,
         "chips": mesh.size // (chip.devices_per_chip if chip else 1),
+        "chips_paid_for": len(devices) // (chip.devices_per_chip if chip else 1),
         **{name: getattr(config, name) for name in ("method", "precision", "batch_size", "gradient_accumulation")},
         "mesh": {axis: size for axis, size in mesh.shape.items() if size > 1},
         **{name: getattr(config, name) for name in ("sharding", "remat")},
@@ -144,7 +145,7 @@ def examine(config: PlanConfig, devices: Sequence[jax.Device], chip: Chip | None
         "predicted_mfu_compute": needed / (compute * peak * mesh.size),
         "collectives": collectives,
         "predicted_hours": hours,
-        "predicted_cost": None if price is None else price * hours * what["chips"],
+        "predicted_cost": None if price is None else price * hours * what["chips_paid_for"],
         "basis": COST_MODEL if chip else ROOFLINE,
         "mfu_formula": FORMULA,
         "model_flops": needed,
@@ -268,7 +269,7 @@ def show_figures(found: dict[str, Any]) -> None:
     run = f"{found['steps']:,} steps ({found['epochs']} epochs of {found['examples']:,} examples)"
     line("run", f"{run}, {duration(3600 * found['predicted_hours'])} without compilation {basis}")
     if found["predicted_cost"] is not None:
-        rate = f"{found['chips']} chips x {found['predicted_hours']:.3g} hours x {found['price_per_chip_hour']:g}"
+        rate = f"{found['chips_paid_for']} chips x {found['predicted_hours']:.3g} hours x {found['price_per_chip_hour']:g}"
         line("cost", f"{found['predicted_cost']:,.2f} = {rate} {basis}")
 
 
