@@ -93,7 +93,7 @@ def _first(config: Mapping[str, Any], labels: list[Any]) -> str:
     base = f"[{base}](https://huggingface.co/{base.partition('@')[0]})" if _on_hub(base) else _code(named)
     what = f" Its labels are {', '.join(_code(str(label)) for label in labels)}." if labels else ""
     if config.get("labels_from_model"):
-        what += " No label was given: a model made them from descriptions, and how good this one is was never measured."
+        what += " No label was given: a model made them from descriptions, so scores by them are left out here."
     task = _code(str(config.get("task", "classification")))
     return f"{base}, fine-tuned with ftjax for {task} by the method {_code(str(config.get('method')))}.{what}"
 

@@ -341,7 +341,7 @@ def predictor(command: Evaluate | Predict) -> Any:
 
 
 def predict(command: Predict) -> None:
-    """Predictions for the texts or the file's rows; a line of JSON each."""
+    """Predictions for the texts or the file's rows; a line of JSON each, with the number of the file's row."""
     if (command.file is None) == (not command.text):
         raise InputError("Give either texts or --file.")
     if command.output is not None and command.file is None:
@@ -353,9 +353,10 @@ def predict(command: Predict) -> None:
         rows = model.task.read_file(command.file, command, labels=False)
     else:
         rows = model.task.asked(list(command.text))
-    lines = "".join(
-        json.dumps(line, ensure_ascii=False) + "\n" for line in model.predict(rows, max_new_tokens=command.max_new_tokens)
-    )
+    found = model.predict(rows, max_new_tokens=command.max_new_tokens)
+    if command.file is not None:
+        found = [{"row": number, **line} for number, line in enumerate(found, start=1)]
+    lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in found)
     if command.output is None:
         sys.stdout.write(lines)
     else:

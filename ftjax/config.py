@@ -354,6 +354,8 @@ class TrainConfig:
             )
         if self.max_target_length < 1:
             raise InputError(f"--max-target-length {self.max_target_length}: must be at least 1.")
+        if not self.adapt_epochs and self.adapt_loss != TrainConfig.adapt_loss:
+            raise InputError("--adapt-loss: there is no adaptation; say how long it is with --adapt-epochs.")
         if self.from_scratch and (self.method == "partial" or self.adapt_epochs):
             raise InputError("--from-scratch: a model without weights has nothing to keep or adapt; leave it to --method full.")
         if self.method == "full" and self.train_parameters not in (None, "all"):
@@ -440,6 +442,7 @@ class TrainConfig:
             metric=None,
             early_stopping=None,
             adapt_epochs=0,
+            adapt_loss=TrainConfig.adapt_loss,
             push_to_hub=None,
         )
 
@@ -450,7 +453,8 @@ class TrainConfig:
             return self
         model = str(self.adaptation.output / "model")
         unlabeled = self.unlabeled_file if self.method == "self-supervised" else None
-        return dataclasses.replace(self, model=model, adapter=None, adapt_epochs=0, unlabeled_file=unlabeled)
+        after = dataclasses.replace(self, model=model, adapter=None, unlabeled_file=unlabeled)
+        return dataclasses.replace(after, adapt_epochs=0, adapt_loss=TrainConfig.adapt_loss)
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> TrainConfig:

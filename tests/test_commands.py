@@ -65,6 +65,7 @@ def test_evaluate_predict_and_export_agree_with_the_run(trained, few_reviews, tm
     main(["predict", "--model", str(output / "model"), "--file", str(few_reviews["eval"]), "--output", str(predictions)])
     lines = [json.loads(line) for line in predictions.read_text(encoding="utf-8").splitlines()]
     assert [line["text"] for line in lines] == [row["text"] for row in rows]
+    assert [line["row"] for line in lines] == [*range(1, len(rows) + 1)]
     assert np.mean([line["prediction"] == row["label"] for line, row in zip(lines, rows, strict=True)]) == pytest.approx(
         result["eval"]["accuracy"]
     )

@@ -66,6 +66,7 @@ def test_losses_are_read_with_their_weights():
         ({"augmentation_probability": 1.0}, "between 0 and 1"),
         ({"labels_per_class": 0}, "at least 1"),
         ({"method": "full", "confidence": 0.5}, "--confidence needs --method self-supervised"),
+        ({"method": "full", "adapt_loss": ("contrastive",)}, "--adapt-loss: there is no adaptation"),
         ({"method": "partial", "self_supervised_loss": ("entropy",)}, "--self-supervised-loss needs --method self-supervised"),
     ],
 )

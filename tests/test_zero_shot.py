@@ -227,7 +227,12 @@ def test_a_self_supervised_loss_on_the_other_texts(tiny_bert, few_reviews, tmp_p
     lines = [json.loads(line) for line in (tmp_path / "run" / "round-1" / "metrics.jsonl").read_text().splitlines()]
     assert any("consistency_loss" in line and "entropy_loss" in line for line in lines)
     card = (tmp_path / "run" / "round-1" / "model" / "README.md").read_text()
-    assert "No label was given" in card and "accuracy" not in card and "`round-0/model`" in card
+    assert (
+        "No label was given" in card
+        and "scores by them are left out" in card
+        and "accuracy" not in card
+        and "`round-0/model`" in card
+    )
     assert "by labels that a model made" in (tmp_path / "run" / "round-1" / "report.html").read_text()
     assert json.loads((tmp_path / "run" / "result.json").read_text())["descriptions"]["fresh"] == ["a good film"]
 

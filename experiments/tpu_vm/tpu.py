@@ -260,7 +260,7 @@ def run(command: Command, **options: Any) -> subprocess.CompletedProcess:
 
 def check_run(words: Command) -> None:
     """Exit 2 unless ftjax knows the command that it shall do; its flags it checks itself, on the VM."""
-    if words[0] not in (known := ("train", "compare", "evaluate", "benchmark", "doctor")):
+    if words[0] not in (known := ("train", "compare", "evaluate", "predict", "zero-shot", "benchmark", "doctor")):
         refuse(f"-- {words[0]}: ftjax is to do one of {', '.join(known)}.")
 
 

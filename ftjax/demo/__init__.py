@@ -1,4 +1,4 @@
-"""Real models and texts that come inside Python packages (extra `demo`), for experiments, notebooks and tests.
+"""Real models and texts inside Python packages (extra `demo`): to try commands on, for experiments, notebooks and tests.
 
 Only files of these packages are read; none of their code runs.
 """

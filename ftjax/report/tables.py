@@ -47,8 +47,8 @@ def table(runs: Sequence[RunRecord]) -> Table:
     header, rows = comparison(runs)
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for number, title in enumerate(header):
-        # Headings break at spaces, cells never: the table fits 80 columns.
-        drawn.add_column(Text(title.replace(" ", "\n")), justify="right" if number else "left", no_wrap=True)
+        # Headings and names break, numbers never: the table fits 80 columns.
+        drawn.add_column(Text(title.replace(" ", "\n")), justify="right" if number else "left", no_wrap=number > 0)
     winner = best(runs) if len(runs) > 1 else None
     for number, row in enumerate(rows):
         # Text, as a plain string would have its [brackets] read as markup.

@@ -38,7 +38,7 @@ class ZeroShotConfig:
     unlabeled_file: Path | None = None
     """Texts to calibrate on, also for texts given one by one, and to adapt to. Its label column, if any, is not read."""
     output: Path | None = None
-    """Directory for predictions.jsonl, result.json and, with --adapt, every round's run and model/."""
+    """Directory for predictions.jsonl, scores.json, result.json and, with --adapt, every round's run and model/."""
     how: How = "auto"
     """similarity: cosine of embeddings (encoders). cloze: which class's word fills the gap of --template (models with a
     masked-language-modelling head). likelihood: of the class's words in --template (decoders). auto: by the model."""
