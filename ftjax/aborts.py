@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -17,15 +18,16 @@ import time
 from collections.abc import Callable
 
 LAST = 2**16  # bytes of the log that an abort is explained by
+NOTHING = re.compile(rb"(?!)")
 EVERY = 1.0  # second, for what native code has written to be shown
 
 
-def explain_aborts(explain: Callable[[str], str | None]) -> None:
+def explain_aborts(explain: Callable[[str], str | None], chatter: re.Pattern[bytes] = NOTHING) -> None:
     """From now on an abort is said in the line that `explain` makes of what native code wrote on stderr; exit code 2.
 
     None is for an abort about something else, which then takes its usual way. So that the log can be read back, and a stack
     trace held back, what native code writes goes to a temporary file, and from there to stderr every second and at the end;
-    `sys.stderr` is as direct as before.
+    `sys.stderr` is as direct as before. chatter: whole lines of it that are not shown.
     """
     system, stderr, log = ctypes.CDLL(None), os.dup(2), tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the process)
     system.signal.restype = ctypes.c_void_p
@@ -38,7 +40,7 @@ def explain_aborts(explain: Callable[[str], str | None]) -> None:
         nonlocal shown
         text = os.pread(log.fileno(), max(0, end - shown), shown)
         shown += len(text)
-        os.write(stderr, text)
+        os.write(stderr, chatter.sub(b"", text))
 
     def explained() -> str | None:
         return explain(os.pread(log.fileno(), LAST, max(0, size() - LAST)).decode(errors="replace"))

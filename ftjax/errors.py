@@ -56,5 +56,7 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
 class Stopped(Exception):
     """A signal ended a run after its state was saved; `--resume` goes on from there. The command line exits 75."""
 
-    def __init__(self, signal_number: int, step: int, output: str) -> None:
-        super().__init__(f"Stopped by signal {signal_number} after step {step}, state saved; go on with --resume.")
+    def __init__(self, signal_number: int, step: int, *, resume: bool) -> None:
+        """resume: whether this run was started with --resume: then the same command goes on."""
+        again = "the same command goes on" if resume else "go on with --resume"
+        super().__init__(f"Stopped by signal {signal_number} after step {step}, state saved; {again}.")

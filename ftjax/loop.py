@@ -120,9 +120,7 @@ def fit(
         share(config, terminal)
         return json.loads((config.output / "result.json").read_text(encoding="utf-8"))
     programs = {} if programs is None else programs
-    inputs = digest.of_inputs(config)
-    if resuming:
-        digest.check_inputs(read_json(config.output / "config.json").get("files"), inputs, config)
+    inputs = processes.first_says(lambda: digested(config, resuming=resuming))
     with shares.directory(config.output) as shared:
         run = prepare(config, terminal.say, rundir.bucket_lengths(config.output) if resuming else (), shared)
         if processes.is_first():
@@ -179,7 +177,7 @@ def score_test_rows(config: TrainConfig, terminal: Terminal, programs: Programs)
     For runs whose `fit` left it out; nothing is scored twice.
     """
     result = read_json(config.output / "result.json")
-    digest.check_inputs(read_json(config.output / "config.json").get("files"), digest.of_inputs(config), config)
+    processes.first_says(lambda: digested(config, resuming=True))
     run = prepare(config.after_adaptation, lambda line: None, rundir.bucket_lengths(config.output))
     if run.data.test is None or "test" in result:
         return result
@@ -195,6 +193,14 @@ def score_test_rows(config: TrainConfig, terminal: Terminal, programs: Programs)
         finally:
             session.close()
     return result
+
+
+def digested(config: TrainConfig, *, resuming: bool) -> dict[str, digest.Digests]:
+    """The digests of what a run reads; InputError where a run that is resumed began with something else."""
+    found = digest.of_inputs(config)
+    if resuming:
+        digest.check_inputs(read_json(config.output / "config.json").get("files"), found, config)
+    return found
 
 
 def describe(config: TrainConfig, run: Run) -> dict[str, Any]:
@@ -346,7 +352,7 @@ class Session:
             self.terminal.start("frozen layers", total)
         self.terminal.advance()
         if self.stopped:
-            raise Stopped(self.stopped[0], self.step, str(self.config.output))
+            raise Stopped(self.stopped[0], self.step, resume=self.config.resume)
 
     def train_epoch(self, epoch: int, per_epoch: int) -> None:
         """The rest of an epoch, its evaluation and its checkpoint."""
@@ -381,7 +387,7 @@ class Session:
                     seconds["save"] += clock.lap()
                 if stopping and not at_end:
                     self.wait()
-                    raise Stopped(self.signal, self.step, str(config.output))
+                    raise Stopped(self.signal, self.step, resume=config.resume)
         self.terminal.stop()
         self.flush(self.step, epoch=self.step / per_epoch)
         compiling = self.compile_seconds
@@ -393,7 +399,7 @@ class Session:
         seconds["save"] += clock.lap()
         if processes.agree(bool(stopped)) and epoch + 1 < config.epochs:
             self.wait()
-            raise Stopped(self.signal, self.step, str(config.output))
+            raise Stopped(self.signal, self.step, resume=config.resume)
 
     def rows_in(self, batch: dict[str, Any]) -> int:
         """How many examples train in a step; of several processes, as if the others' rows were as full as this one's."""
@@ -645,8 +651,8 @@ def _signals() -> Iterator[list[int]]:
 
     def note(number: int, frame: FrameType | None) -> None:
         stopped.append(number)
-        for each in before:
-            signal.signal(each, before[each])
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     for number in before:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import jax
@@ -14,6 +15,7 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from ftjax.config import CLASS_LOSSES, LABEL_LOSSES, TrainConfig
 from ftjax.data.batches import choose_buckets
 from ftjax.data.files import Rows
+from ftjax.data.parts import Part
 from ftjax.data.tables import listed
 from ftjax.data.tokenize import Examples, join, load_tokenizer
 from ftjax.errors import InputError
@@ -26,6 +28,7 @@ from ftjax.pretrained.adapter import check_adapter, locate
 from ftjax.pretrained.hub import model_directory
 from ftjax.pretrained.load import Pretrained, check_cloze, load_pretrained, read_config, saved_labels
 from ftjax.sharding import DATA, FSDP, Layout, make_mesh, read_mesh
+from ftjax.shares import Unshared, in_all, own_part, standing_for, total
 from ftjax.shares import encoded as encode_shared
 from ftjax.stacked import stack, stack_of
 from ftjax.stages import Stage, adapt, memory, new_heads, stages_of
@@ -74,16 +77,30 @@ class Data:
         return int(-(-rows // (batch_size - self.labeled_rows)))
 
 
-def read_rows(config: TrainConfig, task: Task) -> tuple[list[Rows], Rows | None, Rows | None]:
-    """(training rows: labelled file, then unlabelled; evaluation rows; test rows)."""
+def read_training_rows(config: TrainConfig, task: Task, part: Part | None) -> list[Rows]:
+    """The labelled rows, then the unlabelled ones, without those that training has no use for; of each file a part, or all."""
     must = config.method != "self-supervised"
     train: list[Rows] = []
     if config.train_file:
-        train.append(task.read_file(config.train_file, config, require_labels=must))
+        train.append(task.read_file(config.train_file, config, require_labels=must, part=part))
     if config.dataset:
-        train.append(task.read_dataset(config, config.train_split, require_labels=must))
+        train.append(task.read_dataset(config, config.train_split, require_labels=must, part=part))
     if config.unlabeled_file:
-        train.append(task.read_file(config.unlabeled_file, config, labels=False))
+        train.append(task.read_file(config.unlabeled_file, config, labels=False, part=part))
+    if config.labels_per_class:
+        train = task.keep_labels(train, config.labels_per_class, config.seed)
+    names = [name for name, _ in config.losses]
+    if not (config.method == "self-supervised" and any(name not in LABEL_LOSSES for name in names)):
+        train = [with_labels(rows) for rows in train]
+    if not (config.supervised_weight or any(name in (*LABEL_LOSSES, *CLASS_LOSSES) for name in names)):
+        train = [dataclasses.replace(rows, labels=None, label_names=None) for rows in train]
+    if part is not None and not all(rows.texts for rows in train):
+        raise InputError("A part without rows is none.")
+    return [rows for rows in train if rows.texts]
+
+
+def read_held_out(config: TrainConfig, task: Task) -> tuple[Rows | None, Rows | None]:
+    """(evaluation rows, test rows), which every process has whole."""
     held_out: list[Rows | None] = []
     for file, name in ((config.eval_file, config.eval_split), (config.test_file, config.test_split)):
         if file:
@@ -92,7 +109,7 @@ def read_rows(config: TrainConfig, task: Task) -> tuple[list[Rows], Rows | None,
             held_out.append(task.read_dataset(config, name))
         else:
             held_out.append(None)
-    return train, held_out[0], held_out[1]
+    return held_out[0], held_out[1]
 
 
 def prepare_data(config: TrainConfig, say: Say, buckets: tuple[int, ...] = (), shares: Path | None = None) -> Data:
@@ -100,26 +117,31 @@ def prepare_data(config: TrainConfig, say: Say, buckets: tuple[int, ...] = (), s
 
     shares: where several processes exchange training rows, see `ftjax.shares`.
     """
+    if shares is not None and not config.labels_per_class:  # which are drawn among all rows
+        with suppress(Unshared):
+            return _prepare_data(config, say, buckets, shares, own_part())
+    return _prepare_data(config, say, buckets, shares, None)
+
+
+def _prepare_data(config: TrainConfig, say: Say, buckets: tuple[int, ...], shares: Path | None, part: Part | None) -> Data:
+    """The same from all training rows, or from a part of them in each process."""
     directory = model_directory(config.model)
-    model_config, raw_config, _ = read_config(directory, Path(config.adapter) if config.adapter else None)
+    adapter = Path(config.adapter) if config.adapter else None
+    model_config, raw_config, _ = read_config(directory, adapter)
     if config.max_length > model_config.max_length:
         raise InputError(f"--max-length {config.max_length} is longer than the model's {model_config.max_length} positions.")
     task = task_class(config.task).starting(config, raw_config)
     task.suits(model_config, config.model)
-    train_rows, eval_rows, test_rows = read_rows(config, task)
-    if config.labels_per_class:
-        train_rows = task.keep_labels(train_rows, config.labels_per_class, config.seed)
-    names = [name for name, _ in config.losses]
-    unlabeled_used = config.method == "self-supervised" and any(name not in LABEL_LOSSES for name in names)
-    if not unlabeled_used:
-        train_rows = [part for rows in train_rows if len((part := with_labels(rows)).texts)]
-    if not (config.supervised_weight or any(name in (*LABEL_LOSSES, *CLASS_LOSSES) for name in names)):
-        train_rows = [dataclasses.replace(rows, labels=None, label_names=None) for rows in train_rows]
+    if part is None:
+        train_rows = read_training_rows(config, task, None)
+    else:
+        train_rows = in_all(lambda: read_training_rows(config, task, part))
+    eval_rows, test_rows = read_held_out(config, task)
     if not train_rows:
         raise InputError("No training row has a label, and nothing else is to be learnt from them.")
-    any_labels = any(map(has_labels, train_rows))
+    any_labels = any(unlabeled(rows) < total(len(rows.texts), rows) for rows in train_rows)
     if any_labels:
-        task = task.fitted(train_rows, saved_labels(raw_config))
+        task = task.fitted([standing_for(rows, task) for rows in train_rows], saved_labels(raw_config))
     else:  # what is held out can then only be scored by the self-supervised loss
         eval_rows, test_rows = (rows and dataclasses.replace(rows, labels=None) for rows in (eval_rows, test_rows))
     for rows in (eval_rows, test_rows):
@@ -127,6 +149,10 @@ def prepare_data(config: TrainConfig, say: Say, buckets: tuple[int, ...] = (), s
             column = task.columns(config)["label_column"]
             raise InputError(f"{rows.source}: no row has a label to score; its label column is {column!r}.")
 
+    makes = "causal-lm" if model_config.causal else "masked-lm"
+    adapts = config.adapt_epochs and any(text.startswith(makes) for text in config.adapt_loss)
+    if config.classifier == "cloze" and not config.from_scratch and not adapts:
+        check_cloze(directory, adapter)
     tokenizer = load_tokenizer(directory)
     vocabulary = Vocabulary.of(tokenizer, model_config.vocab_size)
     task = task.with_vocabulary(vocabulary).with_tokenizer(tokenizer, config.max_length, causal=model_config.causal)
@@ -140,12 +166,11 @@ def prepare_data(config: TrainConfig, say: Say, buckets: tuple[int, ...] = (), s
     for rows, examples in zip([*train_rows, eval_rows, test_rows], [*encoded, *held_out], strict=True):
         if rows is None or examples is None:
             continue
-        unlabeled = sum(label is None for label in rows.labels or [None] * len(rows.texts))
         notes = [f"{len(examples):,} windows"] if examples.rows is not None else []
-        notes += [f"{unlabeled:,} without a label"] if any_labels and unlabeled else []
+        notes += [f"{without:,} without a label"] if (without := unlabeled(rows)) and any_labels else []
         notes += [f"{examples.empty:,} with an empty text"] if examples.empty else []
         notes += [f"{examples.truncated:,} cut to {config.max_length} tokens"] if examples.truncated else []
-        say(f"{rows.source}: {len(rows.texts):,} rows" + (f" ({', '.join(notes)})" if notes else ""))
+        say(f"{rows.source}: {total(len(rows.texts), rows):,} rows" + (f" ({', '.join(notes)})" if notes else ""))
     labeled = int(train.labeled.sum())
     about_others = [name for name, weight in config.losses if name in CLASS_LOSSES and not weight.is_zero]
     if about_others and task.row_classes and labeled == len(train):
@@ -153,7 +178,7 @@ def prepare_data(config: TrainConfig, say: Say, buckets: tuple[int, ...] = (), s
             f"--self-supervised-loss {about_others[0]} learns from rows without a label, and there are none: give "
             "--unlabeled-file, or --labels-per-class to keep a few labels."
         )
-    labeled_rows = 0
+    labeled_rows, names = 0, [name for name, _ in config.losses]
     if 0 < labeled < len(train) and (config.supervised_weight or any(name in LABEL_LOSSES for name in names)):
         natural = (len(train) - labeled) / labeled
         ratio = config.unlabeled_ratio or min(natural, 3.0)
@@ -171,6 +196,11 @@ def prepare_data(config: TrainConfig, say: Say, buckets: tuple[int, ...] = (), s
         vocabulary=vocabulary,
         labeled_rows=labeled_rows,
     )
+
+
+def unlabeled(rows: Rows) -> int:
+    """How many rows have no label; of a part, of all rows."""
+    return total(sum(label is None for label in rows.labels or [None] * len(rows.texts)), rows)
 
 
 def has_labels(rows: Rows) -> bool:
@@ -244,9 +274,6 @@ def prepare_model(config: TrainConfig, data: Data, layout: Layout) -> Pretrained
         put=functools.partial(layout.put, kept=True) if layout.cuts_frozen else None,
         from_scratch=config.from_scratch,
     )
-    makes = "causal-lm" if causal else "masked-lm"
-    if not config.from_scratch and not (config.adapt_epochs and any(text.startswith(makes) for text in config.adapt_loss)):
-        check_cloze(pretrained)
     told = task.notes()
     if causal and pretrained.raw_config.get("pad_token_id") is None:  # transformers' classifiers find the last token by it
         told["pad_token_id"] = data.pad_token_id

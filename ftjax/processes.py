@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import atexit
 import functools
+import json
 import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
@@ -32,6 +33,8 @@ HEARD_OF = 100
 GRACE = 10
 """Seconds that JAX's runtime has to say who is missing, before a process that waits gives up without knowing."""
 FATAL = "Terminating process because the JAX distributed service detected fatal errors"
+CHATTER = re.compile(rb"\[Gloo\] Rank \d+ is connected to \d+ peer ranks[^\n]*\n")
+"""What native code says of things that went as they should."""
 LOST = r"Gloo|coordination|heartbeat|UNAVAILABLE|DEADLINE_EXCEEDED"
 """What errors say that come from a lost process."""
 
@@ -66,7 +69,8 @@ def join(config: TrainConfig) -> None:
     import jax
 
     patience = min(config.process_timeout, HEARD_OF)
-    explain_aborts(lambda log: lost(log.rpartition(FATAL)[2], config.process_timeout) if FATAL in log else None)
+    where = config.coordinator_address
+    explain_aborts(lambda log: lost(log.rpartition(FATAL)[2], config.process_timeout, where) if FATAL in log else None, CHATTER)
     try:
         with registered_within(config.process_timeout):
             jax.distributed.initialize(
@@ -76,7 +80,7 @@ def join(config: TrainConfig) -> None:
                 shutdown_timeout_seconds=patience,
             )
     except (RuntimeError, ValueError) as error:
-        raise InputError(lost(str(error), config.process_timeout)) from None
+        raise InputError(lost(str(error), config.process_timeout, where)) from None
     atexit.register(jax.distributed.shutdown)  # JAX's own would come when aborts are no longer explained
     sys.stdout = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries say on stdout, such as gloo of its connections, is not the result that --json prints there
@@ -110,8 +114,11 @@ def check(config: TrainConfig) -> None:
         raise InputError(f"--process-timeout {config.process_timeout}: must be at least 1 second.")
 
 
-def lost(message: str, seconds: int) -> str:
-    """One line of what JAX's runtime says when a process has not come within so many seconds, or is not heard of any more."""
+def lost(message: str, seconds: int, address: str | None = None) -> str:
+    """One line of what JAX's runtime says when a process has not come within so many seconds, or is not heard of any more.
+
+    address: where process 0 was looked for, if that was given.
+    """
 
     def named(after: str) -> str:
         found = re.search(rf"{after}[^\n]*?:\s*((?:\S*\d+\s)+)", message + "\n")
@@ -127,7 +134,8 @@ def lost(message: str, seconds: int) -> str:
     if "leader task" in message:
         return f"process 0 is lost: it does not answer any more; {again}"
     if "DEADLINE_EXCEEDED" in message or "UNAVAILABLE" in message:
-        return f"process 0 did not answer within {seconds} s; does it run, and can this host reach it?"
+        at = f" at {address}" if address else ""
+        return f"process 0 did not answer{at} within {seconds} s; does it run, and can this host reach it?"
     return f"the processes of this run cannot find each other: {' '.join(message.split())[:200]}"
 
 
@@ -177,6 +185,33 @@ def agree(value: bool) -> bool:
     from jax.experimental import multihost_utils
 
     return value if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(value)).any())
+
+
+def gather(value: Any) -> list[Any]:
+    """A JSON value of each process, on all of them."""
+    import jax
+    from jax.experimental import multihost_utils
+
+    if jax.process_count() == 1:
+        return [value]
+    own = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array(len(own)))
+    found = multihost_utils.process_allgather(np.pad(own, (0, int(sizes.max()) - len(own))))
+    return [json.loads(bytes(text[:size])) for text, size in zip(found, sizes, strict=True)]
+
+
+def first_says(make: Callable[[], Any]) -> Any:
+    """A JSON value that the first process makes, on all of them. Where it raises InputError there, all of them do."""
+    said: list[Any] = [None, None]
+    if is_first():
+        try:
+            said = [make(), None]
+        except InputError as error:
+            said = [None, str(error)]
+    value, wrong = gather(said)[0]
+    if wrong is not None:
+        raise InputError(wrong)
+    return value
 
 
 def fetch(value: Any) -> np.ndarray:

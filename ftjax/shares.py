@@ -1,7 +1,10 @@
-"""Training rows of a run in several processes: each tokenises its share of them, and reads of the others' what it feeds.
+"""Training rows of a run in several processes: each reads and tokenises its share of them, and maps those of the others.
 
-A share goes into files in a directory that all processes see; they are mapped into memory, not read. What a batch is made of
-depends on lengths and labels of all rows: those alone are read whole.
+A share's tokens go into files in a directory that all processes see; they are mapped into memory, not read. What a batch is
+made of depends on lengths and labels of all rows: those alone are known to each process.
+
+Where some process cannot read or tokenise its share, all of them take up all the rows: what is wrong is then said as one
+process would, with the number that the row has in its file.
 """
 
 from __future__ import annotations
@@ -10,20 +13,24 @@ import dataclasses
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
 from ftjax import processes, rundir
 from ftjax.data.files import Rows
+from ftjax.data.parts import Part
 from ftjax.data.tokenize import Examples, Pieces
 from ftjax.errors import InputError
 from ftjax.objectives import NO_LABEL
+from ftjax.tasks.task import Task
 
 INDEX = "index.npz"
 TOTALS = ("truncated", "empty")
+Made = TypeVar("Made")
 
 
 @contextmanager
@@ -45,22 +52,67 @@ def directory(output: Path) -> Iterator[Path | None]:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def encoded(rows: Rows, encode: Callable[[Rows], Examples], shares: Path | None) -> Examples:
-    """What `encode(rows)` gives, of which every process has done its share; where it raises InputError, all of them do.
+class Unshared(Exception):
+    """Some process cannot do its share of the rows; raised in all of them."""
 
-    shares: a directory for these rows alone; None, or too few rows: every process does it all.
+
+def own_part() -> Part:
+    """What this process reads of every file."""
+    return Part(jax.process_index(), jax.process_index() + 1, jax.process_count())
+
+
+def in_all(make: Callable[[], Made]) -> Made:
+    """What `make()` gives; `Unshared` in every process where it raises InputError in any."""
+    found: list[Made] = []
+    with suppress(InputError):
+        found.append(make())
+    if processes.agree(not found):
+        raise Unshared
+    return found[0]
+
+
+def total(number: int, rows: Rows) -> int:
+    """A number that is counted in the rows, of all of them where these are a part."""
+    return sum(processes.gather(number)) if rows.part else number
+
+
+def standing_for(rows: Rows, task: Task) -> Rows:
+    """Rows whose labels tell `Task.fitted` as much as those of all rows, where these are a part."""
+    if not rows.part:
+        return rows
+    labels = [hashable(label) for labels in processes.gather(task.occurring(rows)) for label in labels]
+    return Rows([], None, list(dict.fromkeys(labels)), rows.source, rows.label_names)
+
+
+def hashable(value: Any) -> Any:
+    """A JSON value with tuples for lists."""
+    return tuple(map(hashable, value)) if isinstance(value, list) else value
+
+
+def encoded(rows: Rows, encode: Callable[[Rows], Examples], shares: Path | None) -> Examples:
+    """What `encode` gives of all rows, of which every process has done its share.
+
+    shares: a directory for these rows alone; None, or too few rows: every process does it all. InputError as `encode`, in all
+    processes; of rows that are a part `Unshared`.
     """
     number, of = jax.process_index(), jax.process_count()
-    if shares is None or len(rows.texts) < of:
+    if shares is None or (not rows.part and len(rows.texts) < of):
         return encode(rows)
-    bounds = [len(rows.texts) * i // of for i in range(of + 1)]
-    own: Examples | None = None
-    with suppress(InputError):
-        own = encode(between(rows, bounds[number], bounds[number + 1]))
-    if own is not None:
+    counts = processes.gather(len(rows.texts)) if rows.part else [len(rows.texts) * (i + 1) // of for i in range(of)]
+    bounds = [0, *(accumulate(counts) if rows.part else counts)]
+    share = rows if rows.part else between(rows, bounds[number], bounds[number + 1])
+
+    def done() -> Examples:
+        own = encode(share)
         with rundir.disk_errors(shares):
             write(own, shares / str(number))
-    if processes.agree(own is None) or own is None:
+        return own
+
+    try:
+        own = in_all(done)
+    except Unshared:
+        if rows.part:
+            raise
         return encode(rows)  # which says what is wrong, with the number that the row has among all
     return together(own, [read(shares / str(i)) for i in range(of)], bounds)
 

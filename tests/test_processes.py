@@ -1,7 +1,9 @@
 """Several real processes on the loopback interface share a run and end where one process does."""
 
+import csv
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -13,7 +15,7 @@ from conftest import FAST_COMPILE, ROOT, fail
 from safetensors.numpy import load_file
 from test_resume import content, logged
 
-from ftjax.processes import lost, on_cluster
+from ftjax.processes import CHATTER, lost, on_cluster
 
 TINY = ("--batch-size", "16", "--max-length", "16", "--buckets", "1", "--learning-rate", "1e-3", "--seed", "1", "--resume")
 
@@ -116,8 +118,8 @@ def test_four_processes_end_where_one_does(alone, tmp_path):
 @pytest.mark.parametrize("absent", [0, 2])
 def test_the_others_end_in_a_line_that_names_who_did_not_come(alone, tmp_path, absent):
     running = start(3, 1, *alone[0], "--process-timeout", "30", "--output", tmp_path / "run", absent=[absent])
-    said = "process 0 did not answer within 30 s" if absent == 0 else "process 2 did not come within 30 s"
-    assert all(line.startswith(f"ftjax: {said}") for line in last_words(running))
+    said = r"process 0 did not answer at 127.0.0.1:\d+" if absent == 0 else "process 2 did not come"
+    assert all(re.match(f"ftjax: {said} within 30 s", line) for line in last_words(running))
     assert not (tmp_path / "run").exists()
 
 
@@ -139,6 +141,52 @@ def test_a_process_that_is_killed_is_named_and_all_go_on_to_the_same_bytes(alone
     texts = finish(start(2, 2, *flags, "--output", output))
     assert "Resuming after step" in texts[0][1]
     assert content(output) == content(tmp_path / "whole")
+
+
+READ = """
+import sys
+from pathlib import Path
+import jax
+from ftjax import prepare, shares
+from ftjax.config import TrainConfig
+from ftjax.data import tables
+
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+read, of_lines = [], tables.part_of_lines
+tables.part_of_lines = lambda *a, **k: read.append(of_lines(*a, **k)) or read[-1]
+config = TrainConfig(model=sys.argv[3], train_file=Path(sys.argv[4]), output=Path(sys.argv[5]), max_length=32)
+with shares.directory(config.output) as directory:
+    data = prepare.prepare_data(config, print, (), directory)
+    last = data.train.tokens[data.train.at(len(data.train) - 1)]
+    print(len(read[0]), len(data.train), data.train.labels.tolist(), last.tolist())
+"""
+
+
+@pytest.mark.long
+def test_each_process_reads_its_part_of_the_file_and_knows_of_all_rows(tiny_bert, few_reviews, tmp_path):
+    command = [sys.executable, "-c", READ, free_address()]
+    more = [tiny_bert, few_reviews["train"], tmp_path / "run"]
+    command = [[*map(str, (*command, i, *more))] for i in range(2)]
+    texts = finish([subprocess.Popen(each, env=environment(1), stdout=-1, stderr=-1, text=True) for each in command])
+    (source, first), (other, second) = (CHATTER.sub(b"", text.encode()).decode().splitlines() for text, _ in texts)
+    assert source == other and "60 rows" in source
+    sizes = [int(line.split()[0]) for line in (first, second)]
+    header, size = len("text,label\r\n"), few_reviews["train"].stat().st_size
+    assert size <= sum(sizes) <= size + header and max(sizes) < 0.55 * size
+    assert first.split()[1:] == second.split()[1:] and first.split()[1] == "60"
+
+
+@pytest.mark.long
+def test_what_is_wrong_in_one_part_is_said_by_all_with_the_row_of_the_file(alone, few_reviews, tmp_path):
+    with few_reviews["train"].open(newline="") as file:
+        rows = list(csv.reader(file))
+    rows[41][1] = ""  # of the header and 60 rows: in the second part
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    flags = [tmp_path / "a.csv" if flag == few_reviews["train"] else flag for flag in alone[0]]
+    for line in last_words(start(2, 1, *flags, "--output", tmp_path / "run")):
+        assert "a.csv: 1 of 60 rows have no label, the first is row 41; " in line
+    assert not (tmp_path / "run").exists()
 
 
 PARTS = """
@@ -180,6 +228,9 @@ def test_what_the_runtime_says_becomes_a_line():
         assert lost(gone, 9).startswith("process 1, 12 is lost: nothing was heard of it for 9 s")
     assert lost("UNAVAILABLE: Either the leader task was preempted", 9).startswith("process 0 is lost")
     assert lost("DEADLINE_EXCEEDED: connection refused", 9).startswith("process 0 did not answer within 9 s")
+    assert lost("DEADLINE_EXCEEDED: no", 9, "a:1").startswith("process 0 did not answer at a:1 within 9 s")
+    told = b"[Gloo] Rank 0 is connected to 1 peer ranks. Expected number of connected peer ranks is : 1\nE0000 lost\n"
+    assert CHATTER.sub(b"", told) == b"E0000 lost\n"
 
 
 def test_clusters_are_told_by_their_environment(monkeypatch):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ftjax.data.packing import Documents, documents
+from ftjax.data.parts import Part
 from ftjax.data.tables import Table, kind_of, load_table, one_line, shown
 from ftjax.errors import InputError
 
@@ -27,9 +28,9 @@ ROLES = ("system", "user", "assistant")  # what a template may be expected to kn
 MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
-def dialogue_table(path: Path) -> Table:
+def dialogue_table(path: Path, part: Part | None = None) -> Table:
     """A file whose conversations are in the column `messages`, or in one called `turns`, which then is called that too."""
-    table = load_table(path)
+    table = load_table(path, part)
     if table.plain:
         raise InputError(f"{shown(path)}: plain text says not who speaks; give .jsonl with a column {MESSAGES} or {TURNS}.")
     if MESSAGES in table.names or TURNS not in table.names:

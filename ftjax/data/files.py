@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ftjax.data.parts import Part
 from ftjax.data.tables import (
     Table,
     class_names,
@@ -35,7 +36,8 @@ class Rows:
 
     texts, labels: what the task's `Reader` makes of a cell, strings for most. pairs: the second texts, or None without a
     pair column. labels: None for a row that has none; None as a whole without a label column. source: the file or data
-    set, for messages. label_names: the data set's own order.
+    set, for messages. label_names: the data set's own order. part: whether they are one process's part, and others have the
+    rest.
     """
 
     texts: list[Any]
@@ -43,6 +45,7 @@ class Rows:
     labels: list[Any] | None
     source: str
     label_names: tuple[str, ...] | None = None
+    part: bool = False
 
 
 def text(value: Any, source: str, row: int) -> str:
@@ -87,7 +90,7 @@ class Reader:
     text_column: str = "text"
     text_pair_column: str | None = None
     label_column: str = LABEL
-    table: Callable[[Path], Table] = load_table
+    table: Callable[[Path, Part | None], Table] = load_table
     text: Callable[[Any, str, int], Any] = text
     label: Callable[[Any, tuple[str, ...] | None, str, int], Any] = label
 
@@ -103,18 +106,21 @@ def read_file(
     label_column: str | None = LABEL,
     require_labels: bool = False,
     reader: Reader = READER,
+    part: Part | None = None,
 ) -> Rows:
     """Read .csv, .tsv, .jsonl, .ndjson, .json, .parquet (columns by name) or .txt (a text a line, no columns).
 
     All but .parquet may be compressed, as in .csv.gz. label_column None reads no labels. Raises InputError, naming the
     file, for one that is missing, empty, malformed or not UTF-8, and for columns that are not there; with
-    require_labels also for rows without a label.
+    require_labels also for rows without a label. part: of its rows, see `ftjax.data.parts`; errors then count from its begin.
     """
     path = Path(path)
-    table = reader.table(path)
+    table = reader.table(path, part)
     if table.plain:  # the columns asked for are those of the other files of a run
-        return checked(Rows(list(table.cells("text")), None, None, shown(path)), require_labels)
-    return select(table, shown(path), text_column, text_pair_column, label_column, require_labels, reader)
+        rows = checked(Rows(list(table.cells("text")), None, None, shown(path)), require_labels)
+    else:
+        rows = select(table, shown(path), text_column, text_pair_column, label_column, require_labels, reader)
+    return dataclasses.replace(rows, part=part is not None)
 
 
 def read_dataset(
@@ -127,6 +133,7 @@ def read_dataset(
     label_column: str | None = LABEL,
     require_labels: bool = False,
     reader: Reader = READER,
+    part: Part | None = None,
 ) -> Rows:
     """Read one split of a data set: a directory written by `save_to_disk`, one of data files, or a hub id.
 
@@ -147,11 +154,13 @@ def read_dataset(
         near = did_you_mean(split, splits)
         raise InputError(f"--dataset {shown(name)}: no split {split!r}; its splits are: {listed(splits)}.{near}")
     source = f"{shown(name)} ({split})"
-    return select(splits[split](), source, text_column, text_pair_column, label_column, require_labels, reader)
+    table = splits[split](part)
+    rows = select(table, source, text_column, text_pair_column, label_column, require_labels, reader)
+    return dataclasses.replace(rows, part=part is not None)
 
 
-def find_splits(name: str, config: str | None) -> dict[str, Callable[[], Table]]:
-    """A data set's splits by name, each with a function that reads it."""
+def find_splits(name: str, config: str | None) -> dict[str, Callable[[Part | None], Table]]:
+    """A data set's splits by name, each with a function that reads it, or a part of it."""
     import datasets
 
     directory = Path(name)
@@ -174,10 +183,12 @@ def find_splits(name: str, config: str | None) -> dict[str, Callable[[], Table]]
     return {str(split): partial(dataset_table, data) for split, data in found.items()}
 
 
-def dataset_table(data: Dataset) -> Table:
-    """The columns of a data set, as Python values whatever format it was saved with."""
+def dataset_table(data: Dataset, part: Part | None = None) -> Table:
+    """The columns of a data set, or of a part of it, as Python values whatever format it was saved with."""
     plain = data.with_format(None)
-    return Table(data.column_names, lambda name: plain[name][:], len(data), class_names(data.features))
+    if part is not None:
+        plain = plain.select(range(*part.bounds(len(data))))
+    return Table(data.column_names, lambda name: plain[name][:], len(plain), class_names(data.features))
 
 
 def mend(error: Exception) -> str:

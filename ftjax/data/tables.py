@@ -17,11 +17,12 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import chain
+from itertools import accumulate, chain, islice, pairwise
 from operator import itemgetter
 from pathlib import Path
 from typing import IO, Any
 
+from ftjax.data.parts import Part, part_of_lines
 from ftjax.errors import InputError, did_you_mean
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -43,10 +44,24 @@ class Table:
     class_names: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     plain: bool = False
 
+    def within(self, part: Part | None) -> Table:
+        """The rows of a part, or all."""
+        if part is None:
+            return self
+        start, stop = part.bounds(self.rows)
+        return dataclasses.replace(self, cells=lambda name: islice(self.cells(name), start, stop), rows=stop - start)
 
-def load_tables(paths: Sequence[Path]) -> Table:
-    """Files with the same columns as one table."""
-    tables = [load_table(path) for path in paths]
+
+def load_tables(paths: Sequence[Path], part: Part | None = None) -> Table:
+    """Files with the same columns as one table, or a part of that, for which only parts of files are read."""
+    parts: Sequence[Part | None] = [None] * len(paths)
+    if part is not None:
+        ends = [0, *accumulate(path.stat().st_size for path in paths)]
+        start, stop = part.bounds(ends[-1])
+        spans = [(max(start, a), min(stop, b), a, b) for a, b in pairwise(ends)]
+        chosen = [(path, Part(i - a, j - a, b - a)) for path, (i, j, a, b) in zip(paths, spans, strict=True) if i < j]
+        paths, parts = [path for path, _ in chosen], [each for _, each in chosen]
+    tables = [load_table(path, each) for path, each in zip(paths, parts, strict=True)]
     for path, table in zip(paths, tables, strict=True):
         if set(table.names) != set(tables[0].names):
             here, first = listed(table.names), listed(tables[0].names)
@@ -56,11 +71,14 @@ def load_tables(paths: Sequence[Path]) -> Table:
     return Table(tables[0].names, lambda name: chain.from_iterable(c(name) for c in cells), rows, tables[0].class_names)
 
 
-def load_table(path: Path) -> Table:
-    """All columns of a file. InputError for one that is missing, of no known kind, malformed or not UTF-8."""
+def load_table(path: Path, part: Part | None = None) -> Table:
+    """All columns of a file. InputError for one that is missing, of no known kind, malformed or not UTF-8.
+
+    part: read only the rows of this part. Errors then count lines and rows from its begin.
+    """
     try:
         try:
-            return _table(path)
+            return _table(path, part)
         except UnicodeDecodeError:
             raise InputError(not_utf8(path)) from None
     except MemoryError:
@@ -70,22 +88,31 @@ def load_table(path: Path) -> Table:
         raise InputError(f"{shown(path)}: cannot be read ({reason}).") from None
 
 
-def _table(path: Path) -> Table:
+def _table(path: Path, part: Part | None) -> Table:
     kind = file_kind(path)
     if path.stat().st_size == 0:
         raise InputError(f"{shown(path)}: the file is empty.")
     if kind == ".parquet":
-        return parquet_table(path)
+        return parquet_table(path, part)
     # csv must see the line breaks inside quotes as they are; elsewhere any of \n, \r\n and \r ends a line.
-    with opened(path, "rt", encoding="utf-8-sig", newline="" if kind in SEPARATORS else None) as file:
-        if kind in SEPARATORS:
-            return csv_table(file, path, SEPARATORS[kind])
-        if kind in JSON:
-            return json_table(file.read(), path)
-        texts = [line.removesuffix("\n") for line in file]
-        if kind == ".conll":
-            return conll_table(texts, path)
-        return Table(["text"], {"text": texts}.__getitem__, len(texts), plain=True)
+    newline = "" if kind in SEPARATORS else None
+    if part is not None and kind != ".json" and path.suffix.lower() not in OPENERS:
+        content = part_of_lines(path, part, SEPARATORS.get(kind), blank=kind == ".conll")
+        mark = "-sig" if part.start == 0 or kind in SEPARATORS else ""  # stands at the begin of a file alone
+        return _text_table(io.StringIO(content.decode(f"utf-8{mark}"), newline=newline), kind, path)
+    with opened(path, "rt", encoding="utf-8-sig", newline=newline) as file:
+        return _text_table(file, kind, path).within(part)
+
+
+def _text_table(file: IO[str], kind: str, path: Path) -> Table:
+    if kind in SEPARATORS:
+        return csv_table(file, path, SEPARATORS[kind])
+    if kind in JSON:
+        return json_table(file.read(), path)
+    texts = [line.removesuffix("\n") for line in file]
+    if kind == ".conll":
+        return conll_table(texts, path)
+    return Table(["text"], {"text": texts}.__getitem__, len(texts), plain=True)
 
 
 def file_kind(path: Path) -> str:
@@ -117,6 +144,12 @@ def opened(path: Path, mode: str, **options: Any) -> IO[Any]:
         return open(path, mode, **options)
     unpacked = io.BufferedReader(_Limited(OPENERS[path.suffix.lower()](path, "rb"), path), 2**16)
     return io.TextIOWrapper(unpacked, **options) if "t" in mode else unpacked
+
+
+def whole_only(path: Path, part: Part | None) -> None:
+    """InputError where a part is asked for of a file of which lines are no rows."""
+    if part is not None:
+        raise InputError(f"{shown(path)}: its lines are no rows; it is read whole.")
 
 
 def most_bytes() -> int:
@@ -235,8 +268,8 @@ def conll_table(lines: Iterable[str], path: Path) -> Table:
     return Table(list(cells), cells.__getitem__, len(whole))
 
 
-def parquet_table(path: Path) -> Table:
-    """The columns of a parquet file, with the class names that `datasets` stores in it."""
+def parquet_table(path: Path, part: Part | None = None) -> Table:
+    """The columns of a parquet file, with the class names that `datasets` stores in it. Of a part only its groups are read."""
     import pyarrow
     from pyarrow import parquet
 
@@ -245,7 +278,10 @@ def parquet_table(path: Path) -> Table:
             groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
             # what a column says of its bytes may be that of a dictionary alone, so every cell counts too
             check_size(sum(max(g.total_byte_size, 8 * g.num_rows * g.num_columns) for g in groups), path)
-            table = file.read()
+            start, stop = (part or Part(0, 1, 1)).bounds(file.metadata.num_rows)
+            ends = [0, *accumulate(group.num_rows for group in groups)]
+            chosen = [i for i, (a, b) in enumerate(pairwise(ends)) if a < stop and start < b]
+            table = file.read_row_groups(chosen).slice(start - ends[chosen[0]] if chosen else 0, stop - start)
         table.validate(full=True)
         classes = declared_classes((table.schema.metadata or {}).get(b"huggingface"))
     except (pyarrow.ArrowException, OSError, ValueError, RecursionError) as error:

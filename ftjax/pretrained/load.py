@@ -415,13 +415,19 @@ def _check_heads(
         )
 
 
-def check_cloze(pretrained: Pretrained) -> None:
-    """InputError for a classifier by words whose language model the files did not have."""
-    if pretrained.model.cloze is not None and any(name.startswith(("masked_lm.", "lm_head.")) for name in pretrained.new):
-        causal = pretrained.model.config.causal
-        lacks, loss = ("head for the next token", "causal-lm") if causal else ("masked-language-modelling head", "masked-lm")
+def check_cloze(directory: Path, adapter: Path | None = None) -> None:
+    """InputError for files without the head that predicts tokens, which a classifier by words reads; told by names alone."""
+    config, _, table = read_config(directory, adapter)
+    spelled = spell(open_weights(directory, table, None if adapter is None else read_adapter(adapter)), table, directory)
+    model = build(config.for_files(spelled), masked_lm=config.has_masked_lm, causal_lm=config.causal)
+    names = [ours for ours in model.shapes if ours.startswith(("masked_lm.", "lm_head."))]
+    spellings = {ours: (table.theirs(ours)[0], *table.copies_of(ours)) for ours in names}
+    if any(not any(name in spelled for name in found) for found in spellings.values()):
+        lacks, loss = (
+            ("head for the next token", "causal-lm") if config.causal else ("masked-language-modelling head", "masked-lm")
+        )
         raise InputError(
-            f"{pretrained.directory}: has no trained {lacks}, which a cloze reads; take another way to classify, or train one "
+            f"{directory}: has no trained {lacks}, which a cloze reads; take another way to classify, or train one "
             f"first, as --adapt-epochs of ftjax train does by {loss}."
         )
 

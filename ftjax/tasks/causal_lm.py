@@ -13,7 +13,8 @@ import numpy as np
 
 from ftjax.data.files import Reader, Rows
 from ftjax.data.packing import Documents, documents, packed_batches
-from ftjax.data.tables import Table, load_table
+from ftjax.data.parts import Part
+from ftjax.data.tables import Table, load_table, whole_only
 from ftjax.data.tokenize import CHUNK, Examples
 from ftjax.models import Model, Params
 from ftjax.objectives import Batch, Loss
@@ -25,11 +26,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-def corpus_table(path: Path) -> Table:
+def corpus_table(path: Path, part: Part | None = None) -> Table:
     """A file's rows, a document each; a file of plain text is one document, its line breaks and all."""
-    table = load_table(path)
+    table = load_table(path, part)
     if not table.plain:
         return table
+    whole_only(path, part)
     whole = "\n".join(table.cells("text"))
     return dataclasses.replace(table, cells=lambda name: [whole], rows=1)
 

@@ -128,6 +128,9 @@ class TextClassification(Task):
         names = label_names(rows)
         return [keep_labels(part, names, number, seed) for part in rows]
 
+    def occurring(self, rows: Rows) -> list[Any]:
+        return sorted({name for name in rows.labels or () if name is not None})
+
     def fitted(self, rows: Sequence[Rows], declared: tuple[str, ...]) -> Self:
         occurring = {name for part in rows for name in part.labels or () if name is not None}
         if len(occurring) == 1:

@@ -51,6 +51,9 @@ class MultiLabelClassification(Task):
     def trained(cls, raw_config: dict[str, Any]) -> bool:
         return raw_config.get("problem_type") == cls.problem_type
 
+    def occurring(self, rows: Rows) -> list[Any]:
+        return [[name] for name in sorted({name for names in rows.labels or () for name in names or ()})]
+
     def fitted(self, rows: Sequence[Rows], declared: tuple[str, ...]) -> Self:
         names = tuple(dict.fromkeys(name for part in rows for row in part.labels or () for name in row or ()))
         if not names:

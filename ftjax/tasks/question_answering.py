@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from ftjax.data.files import Reader, Rows
+from ftjax.data.parts import Part
 from ftjax.data.tables import Table, file_kind, kind_of, load_table, opened, shown
 from ftjax.data.tokenize import Examples, tokenized
 from ftjax.errors import InputError
@@ -41,7 +42,7 @@ Answers = tuple[tuple[str, int], ...]
 # Rows
 
 
-def load_squad(path: Path) -> Table:
+def load_squad(path: Path, part: Part | None = None) -> Table:
     """As `load_table`; SQuAD's own files, objects with articles, paragraphs and their questions, are read as they are."""
     if file_kind(path) == ".json":
         try:
@@ -50,8 +51,8 @@ def load_squad(path: Path) -> Table:
         except (ValueError, RecursionError, OSError, EOFError):  # what is wrong, `load_table` says
             content = None
         if isinstance(content, dict) and isinstance(content.get("data"), list):
-            return squad_table(content["data"], path)
-    return load_table(path)
+            return squad_table(content["data"], path).within(part)
+    return load_table(path, part)
 
 
 def squad_table(articles: list[Any], path: Path) -> Table:
@@ -188,6 +189,9 @@ class QuestionAnswering(Task):
                         f"{start}, not the answer {text!r}."
                     )
         return rows
+
+    def occurring(self, rows: Rows) -> list[Any]:
+        return [[]] if any(answers == () for answers in rows.labels or ()) else []
 
     def fitted(self, rows: Sequence[Rows], declared: tuple[str, ...]) -> Self:
         unanswerable = any(answers == () for part in rows for answers in part.labels or ())

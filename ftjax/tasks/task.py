@@ -15,6 +15,7 @@ import numpy as np
 
 from ftjax.data.batches import batches
 from ftjax.data.files import Reader, Rows, read_dataset, read_file
+from ftjax.data.parts import Part
 from ftjax.data.tokenize import Examples
 from ftjax.errors import InputError
 from ftjax.evaluation import predict_step
@@ -110,14 +111,20 @@ class Task:
         found = {name: getattr(settings, name) or getattr(self.reader, name) for name in names}
         return found if labels else found | {"label_column": None}
 
-    def read_file(self, path: Path, settings: Any, *, labels: bool = True, require_labels: bool = False) -> Rows:
-        """Rows of a file, checked. Raises InputError as `ftjax.data.files.read_file`, and for rows that make no sense."""
-        columns: dict[str, Any] = self.columns(settings, labels=labels)
-        return self.checked(read_file(path, **columns, require_labels=require_labels, reader=self.reader))
+    def read_file(
+        self, path: Path, settings: Any, *, labels: bool = True, require_labels: bool = False, part: Part | None = None
+    ) -> Rows:
+        """Rows of a file, or of a part of it, checked.
 
-    def read_dataset(self, settings: Any, split: str, *, require_labels: bool = False) -> Rows:
+        Raises InputError as `ftjax.data.files.read_file`, and for rows that make no sense.
+        """
+        columns: dict[str, Any] = self.columns(settings, labels=labels)
+        return self.checked(read_file(path, **columns, require_labels=require_labels, reader=self.reader, part=part))
+
+    def read_dataset(self, settings: Any, split: str, *, require_labels: bool = False, part: Part | None = None) -> Rows:
         """Rows of a split of the data set that the settings name, as `read_file`."""
         where: dict[str, Any] = {"split": split, "config": settings.dataset_config, "require_labels": require_labels}
+        where["part"] = part
         where |= self.columns(settings)
         return self.checked(read_dataset(settings.dataset, **where, reader=self.reader))
 
@@ -126,12 +133,18 @@ class Task:
         return rows
 
     def asked(self, texts: Sequence[str]) -> Rows:
-        """Texts to predict for that are in no file."""
+        """Texts to predict for that are in no file. InputError for one that is empty."""
+        if (number := next((n for n, text in enumerate(texts, start=1) if not text.strip()), None)) is not None:
+            raise InputError(f"text {number} is empty: there is nothing to predict for.")
         return self.checked(Rows(list(texts), None, None, "the texts given"))
 
     def keep_labels(self, rows: Sequence[Rows], number: int, seed: int) -> list[Rows]:
         """The rows with the labels of `number` rows a class left, drawn by the seed."""
         raise InputError(f"--labels-per-class {number}: --task {self.name} has no classes to draw rows of.")
+
+    def occurring(self, rows: Rows) -> list[Any]:
+        """Labels, JSON-ready, that tell `fitted` as much as all those of the rows."""
+        return []
 
     def fitted(self, rows: Sequence[Rows], declared: tuple[str, ...]) -> Self:
         """The task with what the training rows tell, such as `labels`; InputError where nothing can be learnt from them.

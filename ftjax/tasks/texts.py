@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ftjax.data.files import Rows, read_file
+from ftjax.data.parts import Part
 from ftjax.errors import InputError
 from ftjax.tasks.task import Task
 
@@ -24,14 +25,16 @@ class TextTask(Task):
     def columns(self, settings: Any, *, labels: bool = True) -> dict[str, str | None]:
         return super().columns(settings, labels=False)
 
-    def read_file(self, path: Path, settings: Any, *, labels: bool = True, require_labels: bool = False) -> Rows:
+    def read_file(
+        self, path: Path, settings: Any, *, labels: bool = True, require_labels: bool = False, part: Part | None = None
+    ) -> Rows:
         if labels:
-            return super().read_file(path, settings)
+            return super().read_file(path, settings, part=part)
         columns: dict[str, Any] = self.columns(settings)
-        return read_file(path, **columns, reader=self.reader)
+        return read_file(path, **columns, reader=self.reader, part=part)
 
-    def read_dataset(self, settings: Any, split: str, *, require_labels: bool = False) -> Rows:
-        return super().read_dataset(settings, split)
+    def read_dataset(self, settings: Any, split: str, *, require_labels: bool = False, part: Part | None = None) -> Rows:
+        return super().read_dataset(settings, split, part=part)
 
     def asked(self, texts: Sequence[str]) -> Rows:
         return Rows(list(texts), None, None, "the texts given")

@@ -12,7 +12,8 @@ import numpy as np
 
 from ftjax.data.files import Reader, Rows
 from ftjax.data.files import text as read_text
-from ftjax.data.tables import Table, conll_table, kind_of, load_table
+from ftjax.data.parts import Part
+from ftjax.data.tables import Table, conll_table, kind_of, load_table, whole_only
 from ftjax.data.tokenize import Examples, tokenized
 from ftjax.errors import InputError
 from ftjax.evaluation import softmax
@@ -31,10 +32,13 @@ OUTSIDE = "O"
 TAG = re.compile(r"O|[BI]-\S+")
 
 
-def load_sentences(path: Path) -> Table:
+def load_sentences(path: Path, part: Part | None = None) -> Table:
     """As `load_table`; lines of text are read as .conll where the first has a TAB."""
-    table = load_table(path)
-    lines = list(table.cells("text")) if table.plain else []
+    table = load_table(path, part)
+    if not table.plain:
+        return table
+    whole_only(path, part)
+    lines = list(table.cells("text"))
     return conll_table(lines, path) if "\t" in next(filter(str.strip, lines), "") else table
 
 
@@ -128,6 +132,9 @@ class TokenClassification(Task):
             if tags is not None and len(tags) != (words := len(sentence(text)[1])):
                 raise InputError(f"{rows.source}: row {row} has {words} words but {len(tags)} tags.")
         return rows
+
+    def occurring(self, rows: Rows) -> list[Any]:
+        return [[tag] for tag in sorted({tag for tags in rows.labels or () for tag in tags or ()})]
 
     def fitted(self, rows: Sequence[Rows], declared: tuple[str, ...]) -> Self:
         """`labels`: O, then a B- and an I- tag of every type that occurs, in the order of the alphabet."""
