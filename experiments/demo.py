@@ -37,5 +37,9 @@ if __name__ == "__main__":
                 "--resume",
             ]
         )
+    except SystemExit as end:
+        if end.code in (75, 130):
+            print("Stopped. make demo goes on from there.", file=sys.stderr)
+        raise
     finally:
         print(f"{time.perf_counter() - started:.0f} s in all", file=sys.stderr)

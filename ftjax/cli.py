@@ -9,8 +9,11 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from types import FrameType
+from typing import Any, Literal, NoReturn
 
 import tyro
 
@@ -485,17 +488,50 @@ def _main(arguments: list[str] | None) -> None:
     # Libraries' notes to developers; ours are said in the log. Up to the very end of the process: a write of a checkpoint
     # that a full disk cut short leaves coroutines behind, and Python would complain of them after our one line.
     warnings.simplefilter("ignore")
+    command = None
     try:
-        run(parse(sys.argv[1:] if arguments is None else arguments))
+        command = parse(sys.argv[1:] if arguments is None else arguments)
+        with heard(command):
+            run(command)
     except InputError as error:
         print(f"ftjax: {redact(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
     except Stopped as stopped:
         print(f"ftjax: {stopped}", file=sys.stderr)
         raise SystemExit(75) from None
-    except KeyboardInterrupt:
-        print("ftjax: interrupted; a run keeps the checkpoints it has, go on with --resume.", file=sys.stderr)
-        raise SystemExit(130) from None
+    except KeyboardInterrupt as interrupt:
+        print(f"ftjax: interrupted{kept(command)}.", file=sys.stderr)
+        raise SystemExit(75 if interrupt.args else 130) from None
+
+
+@contextmanager
+def heard(command: Any) -> Iterator[None]:
+    """While inside, SIGTERM interrupts a run that has not begun to train, as Ctrl-C does, and is not just its end.
+
+    From its first step on a run hears signals itself, see ftjax/loop.py.
+    """
+    if not isinstance(command, TrainConfig | CompareConfig):
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt(number)
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def kept(command: Any) -> str:
+    """What an interrupted command leaves, and how to go on."""
+    if not isinstance(command, TrainConfig | CompareConfig):
+        return ""
+    again = "the same command goes on" if command.resume else "go on with --resume"
+    if any(command.output.glob("**/checkpoints/[0-9]*")):
+        return f"; the checkpoints made so far are kept, {again}"
+    return f" before the first checkpoint; {again if any(command.output.glob('**/config.json')) else 'start it again'}"
 
 
 if __name__ == "__main__":

@@ -2,7 +2,10 @@
 
 import csv
 import json
+import os
 import shutil
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -304,6 +307,33 @@ def test_output_directories_that_are_not_ours(train, tmp_path):
     assert "not a directory" in train(output=other / "thesis.txt")
     assert (other / "thesis.txt").read_text() == "precious"
     assert [p.name for p in other.iterdir()] == ["thesis.txt"]
+
+
+def test_a_text_that_is_empty_is_not_predicted_for(trained, tiny_bert, capsys):
+    model = str(trained[0] / "model")
+    assert "text 2 is empty" in fail(capsys, "predict", "--model", model, "some text", " ")
+    labels = ("--labels", "good,bad")
+    assert "a text is empty" in fail(capsys, "zero-shot", "--model", tiny_bert, *labels, "")
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_before_a_run_begins_is_said(monkeypatch, tmp_path, capsys, number, code):
+    monkeypatch.setattr("ftjax.cli.run", lambda command: os.kill(os.getpid(), number) or time.sleep(1))
+    before = signal.getsignal(signal.SIGTERM)
+    train = ["train", "--model", "m", "--train-file", "a.csv", "--output", str(tmp_path)]
+
+    def said(*more):
+        with pytest.raises(SystemExit) as end:
+            main([*train, *more])
+        assert end.value.code == code and signal.getsignal(signal.SIGTERM) is before
+        return capsys.readouterr().err
+
+    assert said() == "ftjax: interrupted before the first checkpoint; start it again.\n"
+    (tmp_path / "config.json").touch()
+    assert said() == "ftjax: interrupted before the first checkpoint; go on with --resume.\n"
+    assert said("--resume") == "ftjax: interrupted before the first checkpoint; the same command goes on.\n"
+    (tmp_path / "checkpoints" / "7").mkdir(parents=True)
+    assert said() == "ftjax: interrupted; the checkpoints made so far are kept, go on with --resume.\n"
 
 
 def test_empty_and_long_texts_are_allowed_and_counted(tiny_bert, tmp_path):

@@ -16,11 +16,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from ftjax.config import TrainConfig
 from ftjax.errors import InputError
 from ftjax.report import RunRecord, formats, html, read_run, table, write_report
 from ftjax.report.answer import answer, caution
-from ftjax.report.classes import calibration, calibration_error, class_scores
+from ftjax.report.classes import Bin, calibration, calibration_error, class_scores
 from ftjax.report.figures import MOST_POINTS, curve, draw, smoothed, thinned
+from ftjax.report.page import misjudged
 from ftjax.report.runs import best, measure, names
 from ftjax.report.seeds import best_setting, difference, settings
 
@@ -270,15 +272,36 @@ def test_lower_loss_is_better_where_there_is_no_accuracy(runs: list[RunRecord]):
 
 
 def test_caution_counts_rows_that_tell_two_runs_apart(runs: list[RunRecord]):
-    assert caution(runs).startswith(
-        "Of 40 rows, 1 are right only with partial and 0 only with full: a gap that chance alone can "
-    )
+    assert caution(runs).startswith("Of 40 rows, partial alone has 1 right and full alone 0: a gap that chance alone can ")
     wrong = [p | {"prediction": "neither"} for p in runs[0].predictions]
     far = dataclasses.replace(runs[2], predictions=wrong)
-    assert "32 are right only with full and 0 only with self-supervised" in caution([runs[0], far])
+    assert "full alone has 32 right and self-supervised alone 0" in caution([runs[0], far])
     assert "can hardly explain" in caution([runs[0], far])
     assert caution([runs[0], dataclasses.replace(runs[1], predictions=runs[1].predictions[1:])]) == ""
     assert caution(runs[:1]) == ""
+
+
+def test_caution_names_runs_that_were_still_getting_better(runs: list[RunRecord]):
+    def evaluated(run: RunRecord, *values: float) -> RunRecord:
+        return dataclasses.replace(run, metrics=[{"kind": "eval", "epoch": 1.0, "accuracy": value} for value in values])
+
+    rising = evaluated(runs[0], 0.7, 0.75)
+    assert caution([rising]) == (
+        "At its last evaluation full (accuracy from 70.0 % to 75.0 %) was still getting better: "
+        "more epochs or a higher learning rate may help."
+    )
+    both = caution([rising, evaluated(runs[1], 0.6, 0.5, 0.8)])
+    assert "At their last evaluation full (accuracy from 70.0 % to 75.0 %) and partial (accuracy from 60.0 % to 80.0 %)" in both
+    for values in ((0.7,), (0.75, 0.75), (0.75, 0.755), (0.8, 0.7, 0.79)):
+        assert caution([evaluated(runs[0], *values)]) == ""
+
+
+def test_settings_left_at_their_defaults_are_folded_away(run: RunRecord):
+    usual = TrainConfig(model="", output=Path()).to_dict()
+    page = html([change(run, config={**json.loads(json.dumps(usual)), **run.config, "warmup_steps": 7})])
+    shown, folded = page.split("<details>")
+    assert "warmup_steps" in shown and "epochs" in shown.partition("Settings</h2>")[2] and "lora_alpha" not in shown
+    assert "lora_alpha" in folded and "settings left at their defaults" in folded
 
 
 def test_runs_of_one_method_are_told_apart(run: RunRecord, tmp_path: Path):
@@ -368,6 +391,15 @@ def test_calibration_counts_every_row_once_and_weighs_by_rows():
     bins = calibration([*rows(10, 0.55, 5), *rows(30, 1.0, 15), {"label": "a", "prediction": "a", "scores": {}}])
     assert [(b.rows, b.accuracy) for b in bins] == [(10, 0.5), (30, 0.5)]
     assert calibration_error(bins) == pytest.approx((10 * 0.05 + 30 * 0.5) / 40)
+
+
+def test_what_calibration_tells_of_training_is_said_in_words():
+    assert misjudged("full", [Bin(10, 0.6, 0.8), Bin(30, 0.7, 0.9)]) == (
+        "Full is 67.5 % sure and 87.5 % right, as a model is that has trained for few steps: "
+        "more epochs or a higher learning rate make it surer."
+    )
+    assert "99.0 % sure and 70.0 % right, as a model is that has seen few rows" in misjudged("full", [Bin(10, 0.99, 0.7)])
+    assert misjudged("full", [Bin(10, 0.85, 0.8)]) == ""
 
 
 def test_labels_memory_and_calibration_have_their_place(runs: list[RunRecord], text: str):

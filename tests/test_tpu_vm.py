@@ -104,8 +104,11 @@ def test_scripts_are_taken_by_a_shell(capsys):
     ],
 )
 def test_a_manifest_has_a_pod_a_host_and_all_its_chips(capsys, topology, hosts, chips, accelerator):
-    tpu.main(["gke", "--dry-run", "--name", "a", "--topology", topology, "--image", "i", "--bucket", "b", "--spot", *RUN])
-    job = json.loads(capsys.readouterr().out)["spec"]["replicatedJobs"][0]["template"]["spec"]
+    run = [*RUN[:-1], f"{tpu.BUCKET}/runs/a"]
+    tpu.main(["gke", "--dry-run", "--name", "a", "--topology", topology, "--image", "i", "--bucket", "b", "--spot", *run])
+    printed = capsys.readouterr()
+    assert "--train-file a b.csv: must be in the image's working directory" in printed.err
+    job = json.loads(printed.out)["spec"]["replicatedJobs"][0]["template"]["spec"]
     assert job["parallelism"] == job["completions"] == hosts
     pod = job["template"]["spec"]
     assert pod["nodeSelector"]["cloud.google.com/gke-tpu-accelerator"] == accelerator
@@ -113,7 +116,7 @@ def test_a_manifest_has_a_pod_a_host_and_all_its_chips(capsys, topology, hosts, 
     assert pod["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
     (container,) = pod["containers"]
     assert container["resources"]["limits"]["google.com/tpu"] == chips
-    assert container["command"] == ["ftjax", *RUN[1:], "--resume"]
+    assert container["command"] == ["ftjax", *run[1:], "--resume"]
 
 
 def test_mistakes_are_said(capsys):
@@ -126,7 +129,8 @@ def test_mistakes_are_said(capsys):
         (["create", *WHERE, "--accelerator-type", "v5litepd-8"], "v5litepd-8: not a name such as v5litepod-8"),
         (["resume", *WHERE, *RUN], "--accelerator-type"),
         ([*job, "--topology", "v9:1", *RUN], "v5e:4x4"),
-        ([*job, "--topology", "v5e:2x5", *RUN], "10 chips"),
+        ([*job, "--topology", "v5e:2x5", *RUN[:-2]], "10 chips"),
+        ([*job, *RUN], "--output runs/a: is lost with the pod"),
     ):
         with pytest.raises(SystemExit) as stopped:
             tpu.main(arguments)

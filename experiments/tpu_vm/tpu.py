@@ -170,6 +170,7 @@ def gke(options: argparse.Namespace) -> str:
     sizes = shape.split("x")
     if generation not in CHIPS or not all(size.isdecimal() and int(size) for size in sizes):
         refuse(f"--topology {options.topology}: must be one of {', '.join(CHIPS)} and a size, such as v5e:4x4.")
+    check_paths(options.command)
     accelerator, per_host = CHIPS[generation]
     chips = math.prod(map(int, sizes))
     hosts = 1 if chips <= 8 and generation in ("v5e", "v6e") else max(1, chips // per_host)
@@ -262,6 +263,17 @@ def check_run(words: Command) -> None:
     """Exit 2 unless ftjax knows the command that it shall do; its flags it checks itself, on the VM."""
     if words[0] not in (known := ("train", "compare", "evaluate", "predict", "zero-shot", "benchmark", "doctor")):
         refuse(f"-- {words[0]}: ftjax is to do one of {', '.join(known)}.")
+
+
+def check_paths(words: Command) -> None:
+    """Exit 2 where a run in a container would write to no bucket; say which of the files it reads must be in the image."""
+    given = [word.split("=", 1) if "=" in word else [word, after] for word, after in zip(words, [*words[1:], ""], strict=True)]
+    for flag, path in given:
+        if flag == "--output" and not path.startswith(f"{BUCKET}/"):
+            refuse(f"--output {path}: is lost with the pod; take a directory of the bucket, such as {BUCKET}/runs/a.")
+        if flag.startswith("--") and flag.endswith("-file") and not path.startswith("/"):
+            told = f"{flag} {path}: must be in the image's working directory; a file of the bucket is {BUCKET}/{path}"
+            print(f"tpu.py: {told}", file=sys.stderr)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -28,7 +28,7 @@ from ftjax.partition import Labels
 FORMULA = (
     "model FLOPs / (seconds x peak x chips); model FLOPs = tokens x (2 per number of the layers' matrices forward, 2 for "
     "input gradients, 2 for weight gradients, + 4 x length x hidden x layers for attention, half of it for decoders, as often) "
-    "+ heads"
+    "+ heads; what is computed again (--remat) and gradients of frozen weights are no part of it"
 )
 """In words, for whoever reads a figure."""
 

@@ -250,27 +250,27 @@ def show_plan(found: dict[str, Any]) -> None:
 
 
 def show_figures(found: dict[str, Any]) -> None:
-    """What is predicted, each time with what it rests on."""
-    basis = f"({found['basis']})"
+    """What is predicted, under a heading that says what it rests on."""
+    print(f"\n{found['basis'][:1].upper()}{found['basis'][1:]}:")
     step, compute = (_milliseconds(found[f"predicted_{name}seconds"]) for name in ("step_", "compute_"))
-    line("step", f"{step} all in, {compute} compute alone {basis}")
+    line("step", f"{step} all in, {compute} compute alone")
     examples, tokens = (found[f"predicted_{name}_per_second"] for name in ("examples", "tokens"))
-    line("throughput", f"{examples:,.{0 if examples >= 100 else 2}f} examples/s, {tokens:,.0f} tokens/s {basis}")
-    line("MFU", f"{found['predicted_mfu']:.3f} all in, {found['predicted_mfu_compute']:.3f} compute alone {basis}")
+    line("throughput", f"{examples:,.{0 if examples >= 100 else 2}f} examples/s, {tokens:,.0f} tokens/s")
+    line("MFU", f"{found['predicted_mfu']:.3f} all in, {found['predicted_mfu_compute']:.3f} compute alone")
     line("", f"= {found['mfu_formula']}; peak {found['peak_flops_per_chip'] / 1e12:,.1f} TFLOP/s a device")
     for transfer in found["collectives"]:
         text = f"x{transfer['times']}, {transfer['bytes'] / 1e6:,.1f} MB a device"
         if transfer["seconds"] is not None:
             busy, exposed = _milliseconds(transfer["seconds"]), _milliseconds(transfer["exposed"])
-            text += f", {busy}, of which nothing is computed for {exposed} {basis}"
+            text += f", {busy}, of which nothing is computed for {exposed}"
         line(transfer["kind"] + ("" if transfer["blocking"] else " (async)"), text)
     for name, number in found["uncounted"].items():
         line("not counted", f"{name} x{number}: a kernel of which the compiler says nothing")
     run = f"{found['steps']:,} steps ({found['epochs']} epochs of {found['examples']:,} examples)"
-    line("run", f"{run}, {duration(3600 * found['predicted_hours'])} without compilation {basis}")
+    line("run", f"{run}, {duration(3600 * found['predicted_hours'])} without compilation")
     if found["predicted_cost"] is not None:
         rate = f"{found['chips_paid_for']} chips x {found['predicted_hours']:.3g} hours x {found['price_per_chip_hour']:g}"
-        line("cost", f"{found['predicted_cost']:,.2f} = {rate} {basis}")
+        line("cost", f"{found['predicted_cost']:,.2f} = {rate}")
 
 
 def line(name: str, text: str) -> None:

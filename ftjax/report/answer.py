@@ -51,7 +51,8 @@ def answer(runs: Sequence[RunRecord]) -> str:
 
 
 def caution(runs: Sequence[RunRecord]) -> str:
-    """What else the runs differ in, and whether chance alone explains the gap between the best two, as far as predictions tell.
+    """What else the runs differ in, which of them ended too early, and whether chance alone explains the gap between the best
+    two, as far as predictions tell.
 
     Of settings run with several seeds, the differences to the best one, seed by seed.
     """
@@ -61,7 +62,29 @@ def caution(runs: Sequence[RunRecord]) -> str:
         return " ".join(pair.sentence[:1].upper() + pair.sentence[1:] for pair in pairs if pair)
     unlike = [key.replace("_", " ") for key in RECIPE if any(run.config.get(key) != runs[0].config.get(key) for run in runs)]
     recipe = f"The runs also differ in {' and '.join(unlike)}, see the settings." if unlike else ""
-    return " ".join(part for part in (recipe, _by_chance(runs)) if part)
+    return " ".join(part for part in (recipe, _by_chance(runs), _unfinished(runs)) if part)
+
+
+def _unfinished(runs: Sequence[RunRecord]) -> str:
+    """Which runs were best at their last evaluation, and there by 2 % or more better than at the one before."""
+    rising = []
+    for name, run in zip(names(runs), runs, strict=True):
+        score, metric = next(iter(run.task.metrics.items()))
+        values = [
+            value for line in run.metrics if line.get("kind") == "eval" and (value := finite(line.get(score))) is not None
+        ]
+        if len(values) < 2:
+            continue
+        sign = 1 if metric.higher_is_better else -1
+        before, last = (sign * value for value in (max(values[:-1], key=lambda value: sign * value), values[-1]))
+        if last - before >= 0.02 * abs(before) and last > before:
+            said = " to ".join(say_score(score, value) for value in (sign * before, sign * last))
+            rising.append(f"{name} ({metric.shown} from {said})")
+    if not rising:
+        return ""
+    listed = f"{', '.join(rising[:-1])}{' and ' if rising[1:] else ''}{rising[-1]}"
+    whose, was = ("their", "were") if rising[1:] else ("its", "was")
+    return f"At {whose} last evaluation {listed} {was} still getting better: more epochs or a higher learning rate may help."
 
 
 def _by_chance(runs: Sequence[RunRecord]) -> str:
@@ -78,8 +101,8 @@ def _by_chance(runs: Sequence[RunRecord]) -> str:
     # McNemar: only rows that one run has right and the other wrong tell them apart; by chance they split in halves.
     chance = abs(only_first - only_second) <= 1.96 * math.sqrt(only_first + only_second)
     return (
-        f"Of {integer(len(right))} rows, {integer(only_first)} are right only with {names(runs)[first]} and "
-        f"{integer(only_second)} only with {names(runs)[second]}: a gap that chance alone "
+        f"Of {integer(len(right))} rows, {names(runs)[first]} alone has {integer(only_first)} right and "
+        f"{names(runs)[second]} alone {integer(only_second)}: a gap that chance alone "
         f"{'can' if chance else 'can hardly'} explain (McNemar, 95 %). Another seed shifts every score a little."
     )
 

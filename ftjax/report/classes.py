@@ -68,3 +68,9 @@ def calibration(predictions: Sequence[dict[str, Any]]) -> list[Bin]:
 def calibration_error(bins: Sequence[Bin]) -> float:
     """The expected calibration error: how far probability and share of right predictions are apart, on average over rows."""
     return sum(b.rows * abs(b.confidence - b.accuracy) for b in bins) / sum(b.rows for b in bins)
+
+
+def sure_and_right(bins: Sequence[Bin]) -> tuple[float, float]:
+    """The mean probability of the predictions and the share of them that is right."""
+    rows = sum(b.rows for b in bins)
+    return sum(b.rows * b.confidence for b in bins) / rows, sum(b.rows * b.accuracy for b in bins) / rows

@@ -98,6 +98,7 @@ table.matrix tbody th { white-space: normal; }
 .matrix small, .bar + small { display: block; color: inherit; opacity: .8; }
 .text { min-width: 16rem; width: 100%; overflow-wrap: anywhere; }
 .setting { overflow-wrap: break-word; min-width: 5rem; max-width: 40rem; }
+summary { margin: 0 0 .75rem; color: var(--quiet); font-size: .875rem; cursor: pointer; }
 .bar { display: block; height: 5px; margin-top: .3rem; border-radius: 3px; background: var(--line); min-width: 6rem; }
 .bar > span { display: block; height: 100%; border-radius: 3px; background: var(--accent); width: var(--share); }
 pre {

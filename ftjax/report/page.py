@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections import Counter
@@ -9,9 +10,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ftjax.config import TrainConfig
 from ftjax.errors import InputError
 from ftjax.report.answer import answer, caution
-from ftjax.report.classes import calibration, calibration_error, class_scores
+from ftjax.report.classes import Bin, calibration, calibration_error, class_scores, sure_and_right
 from ftjax.report.figures import COLOURS, Series, curve, draw, value_of
 from ftjax.report.formats import MISSING, duration, finite, integer, memory, percent
 from ftjax.report.markup import STYLE, Html, escape, join, tag
@@ -25,6 +27,10 @@ MOST_CLASSES = 40
 """Of more labels, the table of labels shows those with the lowest F1."""
 MOST_MISTAKES = 10
 LONGEST_TEXT = 700
+MISJUDGED = 0.1
+"""From so far on between mean probability and share of right predictions, the report says so in words."""
+ALWAYS = ("method", "train_parameters", "epochs", "batch_size", "learning_rate", "max_length", "precision", "seed", "task")
+"""Settings that are listed even where they are the defaults."""
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -283,7 +289,19 @@ def _calibration(runs: Sequence[RunRecord]) -> Html:
         f"Predictions by how sure they were, in tenths. On the grey line a probability of 90 % is right nine times in ten; "
         f"below it the model is too sure of itself. Expected calibration error: {_together(errors)}."
     )
+    caption += "".join(_together(f" {misjudged(name, bins)}") for name, _, bins in found if misjudged(name, bins))
     return tag("div", tag("figure", Html(picture), tag("figcaption", caption)), class_="figures")
+
+
+def misjudged(name: str, bins: Sequence[Bin]) -> str:
+    """What it tells that a run's predictions are much less, or much more, sure than right; nothing where they are not."""
+    sure, right = sure_and_right(bins)
+    if abs(sure - right) < MISJUDGED:
+        return ""
+    said = f"{name[:1].upper()}{name[1:]} is {percent(sure)} sure and {percent(right)} right"
+    if sure < right:
+        return f"{said}, as a model is that has trained for few steps: more epochs or a higher learning rate make it surer."
+    return f"{said}, as a model is that has seen few rows for many epochs: its probabilities promise too much."
 
 
 def _mistakes(runs: Sequence[RunRecord]) -> Html:
@@ -377,7 +395,10 @@ def _memory(runs: Sequence[RunRecord]) -> Html:
 
 
 def _settings(runs: Sequence[RunRecord]) -> Html:
-    """Every key of config.json but the command, which has a section of its own, and digests. What is null was not set."""
+    """Every key of config.json but the command, which has a section of its own, and digests. What is null was not set.
+
+    Settings left at their defaults, many of which play no part in a run, are folded away.
+    """
     keys = list(dict.fromkeys(key for run in runs for key in run.config if key not in ("command", "files")))
     values = {key: [_say(run.config.get(key)) for run in runs] for key in keys}
     shared = [[key, said[0]] for key, said in values.items() if len(set(said)) == 1 and said[0]]
@@ -389,8 +410,14 @@ def _settings(runs: Sequence[RunRecord]) -> Html:
             _table("Settings that differ", ["setting", *names(runs)], differing, text=range(1, len(runs) + 1)),
         ]
         parts.append(tag("h3", "The same in every run") if shared else "")
-    if shared:
-        parts.append(_table("Settings", ["setting", "value"], shared, text=(1,)))
+    usual = json.loads(json.dumps(TrainConfig(model="", output=Path()).to_dict()))
+    plain = [row for row in shared if row[0] not in ALWAYS and row[0] in usual and _say(usual[row[0]]) == row[1]]
+    if chosen := [row for row in shared if row not in plain]:
+        parts.append(_table("Settings", ["setting", "value"], chosen, text=(1,)))
+    if plain:
+        summary = f"{len(plain)} settings left at their defaults, whether or not they play a part"
+        table = _table("Settings left at their defaults", ["setting", "value"], plain, text=(1,))
+        parts.append(tag("details", tag("summary", summary), table))
     return join(parts)
 
 

@@ -97,6 +97,8 @@ class ZeroShotConfig:
             raise InputError("--output DIR is needed with --test-file or --adapt.")
         if self.adapt and self.unlabeled_file is None:
             raise InputError("--adapt needs texts to learn from: give --unlabeled-file.")
+        if any(not text.strip() for text in self.text):
+            raise InputError("a text is empty: there is nothing to classify.")
         if self.scores_from and self.text:
             raise InputError("--scores-from: other runs' scores are of files; give --test-file or --unlabeled-file.")
         if self.template is not None:

@@ -140,6 +140,8 @@ def of_descriptions(config: ZeroShotConfig, texts: Sequence[str], calibrate_on: 
         template = config.template or TEMPLATES["decoder"]
         scores = likelihood_scores(pretrained, descriptions, texts, template=template, **sizes)
     else:
+        if chosen == "cloze":
+            check_cloze(directory)
         tokenizer = load_tokenizer(directory)
         words = descriptions if chosen == "cloze" else None
         task = TextClassification(labels, words=words, template=config.template)
@@ -151,11 +153,10 @@ def of_descriptions(config: ZeroShotConfig, texts: Sequence[str], calibrate_on: 
             cloze=task.cloze,
             precision=config.precision,
         )
-        check_cloze(pretrained)
         pretrained = dataclasses.replace(pretrained, raw_config={**pretrained.raw_config, **task.notes()})
         if chosen == "similarity":
             pretrained = described(pretrained, descriptions, **sizes)
-        rows = task.encode(task.asked(texts), tokenizer, config.max_length)
+        rows = task.encode(Rows(list(texts), None, None, "the texts given"), tokenizer, config.max_length)
         step = predict_step(pretrained.model)
         scores = per_row(step, pretrained, rows, config.batch_size, tokenizer.pad_token_id or 0)
     if calibrate_on is None:

@@ -119,10 +119,11 @@ def test_the_search_doubles_the_batch_until_it_no_longer_fits_or_pays(monkeypatc
 def test_the_text_says_what_it_rests_on(found, capsys):
     show_plan(found)
     lines = capsys.readouterr().out.splitlines()
-    for name in ("step", "throughput", "MFU", "run"):
-        (said,) = [text for text in lines if text.startswith(name)]
-        assert "a lower bound" in said
-    assert lines[-1].startswith("cost") and "8 chips x" in lines[-1] and "hours x 2 (a lower bound" in lines[-1]
+    (heading,) = [number for number, text in enumerate(lines) if text.startswith("A lower bound")]
+    for name in ("step", "throughput", "MFU", "run", "cost"):
+        (number,) = [number for number, text in enumerate(lines) if text.startswith(name)]
+        assert number > heading and "" not in lines[heading:]  # nothing stands between a figure and what it rests on
+    assert lines[-1].startswith("cost") and "8 chips x" in lines[-1] and lines[-1].endswith("hours x 2")
     assert any("model FLOPs" in text for text in lines)
 
 
