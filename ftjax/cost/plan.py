@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 import re
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -59,7 +60,12 @@ def search(config: PlanConfig, devices: Sequence[jax.Device], chip: Chip | None,
     for remat, sharding in [(remat, sharding) for remat in remats for sharding in shardings]:
         size, before = config.batch_size, 0.0
         while True:
-            found = examine(dataclasses.replace(config, batch_size=size, remat=remat, sharding=sharding), devices, chip, say)
+            if not tried:
+                say(
+                    f"Compiling a step for {config.topology} for each choice; that takes half a minute to some minutes each ..."
+                )
+            one = dataclasses.replace(config, batch_size=size, remat=remat, sharding=sharding)
+            found = examine(one, devices, chip, lambda line: None)
             tried.append(found)
             rate = found["predicted_examples_per_second"] or 0.0
             say(f"batch {size}, {how(found)}: " + (f"{rate:,.0f} examples/s" if found["fits"] else "does not fit"))
@@ -98,6 +104,7 @@ def examine(config: PlanConfig, devices: Sequence[jax.Device], chip: Chip | None
         **{name: getattr(config, name) for name in ("sharding", "remat")},
         "train_parameters": config.spec,
         "length": length,
+        "basis": COST_MODEL if chip else ROOFLINE,
         **{name: getattr(config, name) for name in ("examples", "epochs", "price_per_chip_hour")},
     }
     say(f"Compiling the step for {config.topology}; that takes from half a minute to some minutes ...")
@@ -146,7 +153,6 @@ def examine(config: PlanConfig, devices: Sequence[jax.Device], chip: Chip | None
         "collectives": collectives,
         "predicted_hours": hours,
         "predicted_cost": None if price is None else price * hours * what["chips_paid_for"],
-        "basis": COST_MODEL if chip else ROOFLINE,
         "mfu_formula": FORMULA,
         "model_flops": needed,
         "program_flops": asked,
@@ -242,10 +248,12 @@ def show_plan(found: dict[str, Any]) -> None:
         show_figures(found)
     if "search" in found:
         print("\nThe fastest that fits of:")
+        width = max(len(how(row)) for row in found["search"])
         for row in found["search"]:
             rate = row["predicted_examples_per_second"]
-            speed = f"{rate:,.0f} examples/s, MFU {row['predicted_mfu']:.3f}" if rate else "does not fit"
-            print(f"  --batch-size {row['batch_size']:<6} {how(row):18} {_gigabytes(row['bytes_per_chip']):>9}  {speed}")
+            mfu = f", MFU {row['predicted_mfu']:.3f}" if found["basis"] == COST_MODEL else ""
+            speed = f"{rate:,.0f} examples/s{mfu}" if rate else "does not fit"
+            print(f"  --batch-size {row['batch_size']:<6} {how(row):{width}} {_gigabytes(row['bytes_per_chip']):>9}  {speed}")
         print(f"({found['basis']})")
 
 
@@ -256,8 +264,11 @@ def show_figures(found: dict[str, Any]) -> None:
     line("step", f"{step} all in, {compute} compute alone")
     examples, tokens = (found[f"predicted_{name}_per_second"] for name in ("examples", "tokens"))
     line("throughput", f"{examples:,.{0 if examples >= 100 else 2}f} examples/s, {tokens:,.0f} tokens/s")
-    line("MFU", f"{found['predicted_mfu']:.3f} all in, {found['predicted_mfu_compute']:.3f} compute alone")
-    line("", f"= {found['mfu_formula']}; peak {found['peak_flops_per_chip'] / 1e12:,.1f} TFLOP/s a device")
+    if found["basis"] == COST_MODEL:  # a lower bound of the seconds says nothing of how well they are used
+        line("MFU", f"{found['predicted_mfu']:.3f} all in, {found['predicted_mfu_compute']:.3f} compute alone")
+        formula = f"= {found['mfu_formula']}; peak {found['peak_flops_per_chip'] / 1e12:,.1f} TFLOP/s a device"
+        for part in textwrap.wrap(formula, 96):
+            line("", part)
     for transfer in found["collectives"]:
         text = f"x{transfer['times']}, {transfer['bytes'] / 1e6:,.1f} MB a device"
         if transfer["seconds"] is not None:

@@ -12,7 +12,7 @@ from conftest import fail, run_command
 from ftjax.config import PlanConfig
 from ftjax.cost.bare import bare_run, full_rows, step_arguments
 from ftjax.cost.chips import CHIPS, read_topology
-from ftjax.cost.plan import bytes_of, kept, out_of_memory, plan, search, show_plan
+from ftjax.cost.plan import COST_MODEL, bytes_of, kept, out_of_memory, plan, search, show_plan
 from ftjax.errors import InputError
 
 TPU = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, the compiler for TPUs")
@@ -112,19 +112,28 @@ def test_the_search_doubles_the_batch_until_it_no_longer_fits_or_pays(monkeypatc
         ),
     ]
     assert (best["sharding"], best["remat"], best["batch_size"]) == ("zero1", "full", 256)
-    assert len(lines) == len(tried)
+    assert len(lines) == 1 + len(tried) and "Compiling" in lines[0]
     assert sum("does not fit" in line for line in lines) == 3
 
 
 def test_the_text_says_what_it_rests_on(found, capsys):
     show_plan(found)
+    assert "MFU" not in capsys.readouterr().out  # of a lower bound
+    show_plan({**found, "basis": COST_MODEL})
     lines = capsys.readouterr().out.splitlines()
-    (heading,) = [number for number, text in enumerate(lines) if text.startswith("A lower bound")]
+    (heading,) = [number for number, text in enumerate(lines) if text == "Predicted by the XLA:TPU cost model:"]
     for name in ("step", "throughput", "MFU", "run", "cost"):
         (number,) = [number for number, text in enumerate(lines) if text.startswith(name)]
         assert number > heading and "" not in lines[heading:]  # nothing stands between a figure and what it rests on
     assert lines[-1].startswith("cost") and "8 chips x" in lines[-1] and lines[-1].endswith("hours x 2")
     assert any("model FLOPs" in text for text in lines)
+
+
+def test_a_search_in_which_nothing_fits_says_so(found, capsys):
+    without = {**found, "fits": False, "predicted_step_seconds": None, "predicted_examples_per_second": None}
+    show_plan({**without, "search": [without]})
+    text = capsys.readouterr().out
+    assert "does NOT fit" in text and "Try a smaller --batch-size" in text and "does not fit" in text
 
 
 def test_a_refusal_for_lack_of_memory_is_understood():
