@@ -98,9 +98,11 @@ def encoded(rows: Rows, encode: Callable[[Rows], Examples], shares: Path | None)
     number, of = jax.process_index(), jax.process_count()
     if shares is None or (not rows.part and len(rows.texts) < of):
         return encode(rows)
-    counts = processes.gather(len(rows.texts)) if rows.part else [len(rows.texts) * (i + 1) // of for i in range(of)]
-    bounds = [0, *(accumulate(counts) if rows.part else counts)]
-    share = rows if rows.part else between(rows, bounds[number], bounds[number + 1])
+    if rows.part:
+        share, bounds = rows, [0, *accumulate(processes.gather(len(rows.texts)))]
+    else:
+        bounds = [len(rows.texts) * i // of for i in range(of + 1)]
+        share = between(rows, bounds[number], bounds[number + 1])
 
     def done() -> Examples:
         own = encode(share)
