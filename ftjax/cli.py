@@ -18,7 +18,7 @@ from typing import Any, Literal, NoReturn
 import tyro
 
 import ftjax
-from ftjax.config import BenchmarkConfig, CompareConfig, ExportFormat, Parameters, PlanConfig, TaskName, TrainConfig
+from ftjax.config import BenchmarkConfig, CompareConfig, ExportFormat, Parameters, PlanConfig, StepConfig, TaskName, TrainConfig
 from ftjax.errors import InputError, Stopped, did_you_mean
 from ftjax.flags import help_of, overview, prepared
 from ftjax.redact import redact
@@ -223,7 +223,6 @@ def run(command: Any) -> None:
             from ftjax.cost.topology import settle_environment
 
             settle_environment(command.topology)
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # while the compiler works Python would not hear Ctrl-C
             from ftjax.cost.plan import plan, show_plan
             from ftjax.terminal import Terminal
 
@@ -506,27 +505,37 @@ def _main(arguments: list[str] | None) -> None:
 
 @contextmanager
 def heard(command: Any) -> Iterator[None]:
-    """While inside, SIGTERM interrupts a run that has not begun to train, as Ctrl-C does, and is not just its end.
+    """While inside, SIGTERM interrupts a run that has not begun to train, as Ctrl-C does, and Ctrl-C ends a plan at once.
 
-    From its first step on a run hears signals itself, see ftjax/loop.py.
+    From its first step on a run hears signals itself, see ftjax/loop.py. While the compiler works, Python would hear nothing.
     """
-    if not isinstance(command, TrainConfig | CompareConfig):
-        yield
-        return
 
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
         raise KeyboardInterrupt(number)
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    match command:
+        case PlanConfig():
+            number, handler = signal.SIGINT, signal.SIG_DFL
+        case TrainConfig() if has_run(command):
+            number, handler = signal.SIGTERM, interrupt
+        case _:
+            yield
+            return
+    before = signal.signal(number, handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(number, before)
+
+
+def has_run(command: Any) -> bool:
+    """Whether a command trains in a directory of its own, train or compare."""
+    return isinstance(command, TrainConfig) and not isinstance(command, StepConfig)
 
 
 def kept(command: Any) -> str:
     """What an interrupted command leaves, and how to go on."""
-    if not isinstance(command, TrainConfig | CompareConfig):
+    if not has_run(command):
         return ""
     again = "the same command goes on" if command.resume else "go on with --resume"
     if any(command.output.glob("**/checkpoints/[0-9]*")):

@@ -336,6 +336,14 @@ def test_a_signal_before_a_run_begins_is_said(monkeypatch, tmp_path, capsys, num
     assert said() == "ftjax: interrupted; the checkpoints made so far are kept, go on with --resume.\n"
 
 
+def test_a_plan_is_interrupted_at_once_and_leaves_ctrl_c_as_it_was(monkeypatch):
+    before, seen = signal.getsignal(signal.SIGINT), []
+    monkeypatch.setattr("ftjax.cli.run", lambda command: seen.append(signal.getsignal(signal.SIGINT)))
+    main(["plan", "--model", "bert-base"])
+    main(["benchmark", "--model", "bert-base"])
+    assert seen == [signal.SIG_DFL, before] and signal.getsignal(signal.SIGINT) is before
+
+
 def test_empty_and_long_texts_are_allowed_and_counted(tiny_bert, tmp_path):
     rows = [("", "a"), ("   ", "b"), ("long " * 90, "a"), ("fine", "b")]
     file = write(tmp_path / "a.csv", ("text", "label"), *rows)
