@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from ftjax.errors import InputError
+
 ROWS = 3  # a row of a .csv begins where so many are whole
 MOST = 2**20  # bytes that so many rows may have
 TRIES = 1000  # lines at which a row might begin
@@ -39,8 +41,7 @@ def part_of_lines(path: Path, part: Part, separator: str | None, *, blank: bool)
     separator: of the fields of a .csv, whose header comes before every part of it. blank: rows are divided by blank lines.
     """
     with path.open("rb") as file:
-        header = b"" if separator is None else header_of(file, separator)
-        fields = None if separator is None else len(next(csv.reader(text(header), delimiter=separator), []))
+        header, fields = (b"", 0) if separator is None else header_of(file, separator, path)
 
         def begins(offset: int) -> int:
             """Where the first row begins that does so at a byte or after it."""
@@ -59,8 +60,8 @@ def part_of_lines(path: Path, part: Part, separator: str | None, *, blank: bool)
         return header + file.read(stop - start)
 
 
-def header_of(file: IO[bytes], separator: str) -> bytes:
-    """The bytes up to the end of the first row that is not blank."""
+def header_of(file: IO[bytes], separator: str, path: Path) -> tuple[bytes, int]:
+    """The bytes up to the end of the first row that is not blank, and how many fields that has."""
     read: list[bytes] = []
 
     def lines() -> Iterator[str]:
@@ -68,11 +69,14 @@ def header_of(file: IO[bytes], separator: str) -> bytes:
             read.append(line)
             yield line.decode("utf-8-sig", "replace")
 
-    next((row for row in csv.reader(lines(), delimiter=separator, strict=True) if row), None)
-    return b"".join(read)
+    try:
+        header = next((row for row in csv.reader(lines(), delimiter=separator, strict=True) if row), [])
+    except csv.Error as error:
+        raise InputError(f"{path}: its header is malformed ({error}).") from None
+    return b"".join(read), len(header)
 
 
-def whole_rows(file: IO[bytes], separator: str, fields: int | None) -> bool:
+def whole_rows(file: IO[bytes], separator: str, fields: int) -> bool:
     """Whether whole rows of so many fields begin here, or the file ends here; if not, the file is put to the next line."""
     here, quotes = file.tell(), 0
 
@@ -91,8 +95,3 @@ def whole_rows(file: IO[bytes], separator: str, fields: int | None) -> bool:
     if not found:
         file.readline()
     return found
-
-
-def text(content: bytes) -> list[str]:
-    """The lines of a header."""
-    return content.decode("utf-8-sig", "replace").splitlines(keepends=True)

@@ -88,6 +88,19 @@ def test_quotes_that_are_none_in_a_csv_are_no_harm(tmp_path):
     assert in_parts(path, 3) == cells(load_table(path))
 
 
+@pytest.mark.parametrize(
+    "text", ['"text,label\na,b\n', "", "\n\n", 'te"xt,label\na,b\nc,d\n', '"text"x,label\na,b\nc,d\n', "\x00,\u2028\na,b\n"]
+)
+def test_what_is_malformed_is_a_mistake_in_parts_too(tmp_path, text):
+    path = tmp_path / "a.csv"
+    path.write_text(text)
+    try:
+        found = in_parts(path, 2)
+    except InputError:
+        return
+    assert found == cells(load_table(path))
+
+
 def test_of_several_files_each_part_reads_some(files):
     paths = [files / name for name in ("a.jsonl", "a.parquet", "a.jsonl")]
     whole = load_tables(paths)
