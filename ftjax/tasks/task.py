@@ -123,9 +123,8 @@ class Task:
 
     def read_dataset(self, settings: Any, split: str, *, require_labels: bool = False, part: Part | None = None) -> Rows:
         """Rows of a split of the data set that the settings name, as `read_file`."""
-        where: dict[str, Any] = {"split": split, "config": settings.dataset_config, "require_labels": require_labels}
-        where["part"] = part
-        where |= self.columns(settings)
+        where: dict[str, Any] = {"split": split, "config": settings.dataset_config, "part": part, **self.columns(settings)}
+        where["require_labels"] = require_labels
         return self.checked(read_dataset(settings.dataset, **where, reader=self.reader))
 
     def checked(self, rows: Rows) -> Rows:
