@@ -30,18 +30,21 @@ def zero_shot(output: Path, *arguments: object) -> dict:
     """One run's result.json. What a run that was stopped has left is done anew."""
     if not (output / "result.json").exists():
         shutil.rmtree(output, ignore_errors=True)
-        command = [sys.executable, "-m", "ftjax", "zero-shot", *arguments, "--precision", "bfloat16", "--output", output]
+        command = [sys.executable, "-m", "ftjax", "zero-shot", *arguments, "--output", output]
         subprocess.run([str(part) for part in command], check=True)
     return json.loads((output / "result.json").read_text(encoding="utf-8"))
 
 
-def minilm(name: str, seed: int, files: dict[str, Path], output: Path, judge: Path | None = None) -> dict:
+def minilm(
+    name: str, seed: int, files: dict[str, Path], output: Path, precision: str = "bfloat16", judge: Path | None = None
+) -> dict:
     """MiniLM with a set of descriptions, adapted to the training sentences. judge: a run whose scores help to choose labels."""
     return zero_shot(
         output / f"{name}{'-together' if judge else ''}-seed{seed}",
         *(("--scores-from", judge) if judge else ()),
         *("--model", reviews.model_dir(), "--descriptions-file", HERE / "descriptions" / f"{name}.json", "--adapt"),
         *("--unlabeled-file", files["train"], "--test-file", files["test"], "--seed", seed),
+        *("--precision", precision),
     )
 
 
@@ -56,7 +59,7 @@ def some(path: Path, number: int, columns: tuple[str, ...], output: Path) -> Pat
     return found
 
 
-def smollm2(seed: int, sentences: int, train: Path, test: Path, output: Path) -> dict:
+def smollm2(seed: int, sentences: int, train: Path, test: Path, output: Path, precision: str) -> dict:
     """SmolLM2: how likely "good" and "bad" are after the sentence; adapted by its last layers on some training sentences."""
     model = dialogues.model_file()
     return zero_shot(
@@ -64,16 +67,17 @@ def smollm2(seed: int, sentences: int, train: Path, test: Path, output: Path) ->
         *("--model", model, *JUDGE),
         *("--adapt", "--train-parameters", "last:4,head", "--learning-rate", "1e-4", "--epochs", 2),
         *("--confident-share", min(1.0, max(0.2, 40 / sentences))),  # of a few sentences more, or too few would become labels
-        *("--unlabeled-file", train, "--test-file", test, "--seed", seed),
+        *("--unlabeled-file", train, "--test-file", test, "--seed", seed, "--precision", precision),
     )
 
 
-def smollm2_scores(files: dict[str, Path], output: Path) -> Path:
+def smollm2_scores(files: dict[str, Path], output: Path, precision: str) -> Path:
     """The run in which SmolLM2 scores all sentences, without adaptation."""
     found = output / "smollm2-scores"
     zero_shot(
         found,
         *("--model", dialogues.model_file(), *JUDGE, "--unlabeled-file", files["train"], "--test-file", files["test"]),
+        *("--precision", precision),
     )
     return found
 
@@ -93,19 +97,22 @@ if __name__ == "__main__":
     parser.add_argument("--together", action="store_true", help="MiniLM with the last set and SmolLM2's scores beside it")
     parser.add_argument("--sentences", type=int, default=2000, help="training sentences for SmolLM2")
     parser.add_argument("--test-sentences", type=int, help="of the test split, for SmolLM2; default: all")
+    parser.add_argument("--precision", default="bfloat16", help="float32 is faster on a CPU without AMX")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     files = reviews.write(Path("data/reviews"))
-    rows = {name: [minilm(name, seed, files, options.output) for seed in options.seeds] for name in options.sets}
+    rows = {
+        name: [minilm(name, seed, files, options.output, options.precision) for seed in options.seeds] for name in options.sets
+    }
     if options.smollm2:
         train, test = some(files["train"], options.sentences, ("text",), options.output), files["test"]
         if options.test_sentences:
             test = some(test, options.test_sentences, ("text", "label"), options.output)
-        rows["SmolLM2, good/bad"] = [smollm2(0, options.sentences, train, test, options.output)]
+        rows["SmolLM2, good/bad"] = [smollm2(0, options.sentences, train, test, options.output, options.precision)]
     if options.together:
-        judge = smollm2_scores(files, options.output)
+        judge = smollm2_scores(files, options.output, options.precision)
         rows["twenty-five, with SmolLM2's scores"] = [
-            minilm(SETS[-1], seed, files, options.output, judge) for seed in options.seeds
+            minilm(SETS[-1], seed, files, options.output, options.precision, judge) for seed in options.seeds
         ]
     lines = [["descriptions", "alone", "after adaptation"], ["---"] * 3]
     for name, runs in rows.items():

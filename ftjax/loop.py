@@ -247,7 +247,7 @@ class Session:
         self.running: deque[tuple[int, int, Metrics]] = deque()  # steps under way: number, rows, metrics
         self.loss: float | None = None  # of the last step that is through and was not skipped
         self.value: float | None = None  # of the last evaluation
-        self.tokens_per_second: list[float] = []
+        self.tokens: list[int] = []
 
     def disk(self) -> AbstractContextManager[None]:
         """Around what reads or writes in --output: ends the process if the file system does not answer."""
@@ -380,7 +380,7 @@ class Session:
                 took = clock.lap() - compiling
                 seconds["step"] += took
                 self.step_seconds.append(took)
-                self.tokens_per_second.append(data.train.lengths[batch["example_ids"][batch["example_ids"] >= 0]].sum() / took)
+                self.tokens.append(int(data.train.lengths[batch["example_ids"][batch["example_ids"] >= 0]].sum()))
                 self.terminal.advance(self.status)
                 if saving and not at_end:
                     self.save()
@@ -484,13 +484,19 @@ class Session:
         return self.config.batch_size / statistics.median(self.step_seconds[-20:] or [math.inf])
 
     @property
+    def tokens_per_second(self) -> float:
+        """Of the same steps. No median of rates: of two steps an epoch the first is not waited for, the second waits twice."""
+        tokens = self.tokens[-20:] or [0]
+        return statistics.mean(tokens) / statistics.median(self.step_seconds[-20:] or [math.inf])
+
+    @property
     def status(self) -> str:
         """How the run stands, for the panel."""
         loss = f"loss {self.loss:.4f}  " if self.loss is not None else ""
         score = f"{self.metric} {self.value:.4f}  " if self.value is not None else ""
         if len(self.step_seconds) < 2:  # the first step is not waited for until the second one runs
             return f"{loss}{score}".rstrip()
-        rates = f"{self.examples_per_second:,.1f} examples/s  {statistics.median(self.tokens_per_second[-20:]):,.0f} tokens/s"
+        rates = f"{self.examples_per_second:,.1f} examples/s  {self.tokens_per_second:,.0f} tokens/s"
         left = duration((self.run.steps - self.step) * statistics.median(self.step_seconds[-20:]))
         return f"{loss}{score}{rates}  {memory(machine.peak_memory_bytes())}  {left} of training left"
 

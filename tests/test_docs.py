@@ -118,6 +118,7 @@ def said(text):
 
 @pytest.mark.pages
 @pytest.mark.parity
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft asks transformers
 def test_what_runs_with_other_libraries_runs(desk, tmp_path, monkeypatch):
     pages = [
         page for page in ENGLISH for language, text in blocks(page) if language == "python" and imported(text) & {*NOT_OURS}

@@ -2,11 +2,13 @@
 
 import io
 import shlex
+from types import SimpleNamespace
 
 from rich.console import Console
 
 from ftjax.cli import parse
 from ftjax.config import TrainConfig
+from ftjax.loop import Session
 from ftjax.terminal import Terminal, what_next
 
 
@@ -50,3 +52,9 @@ def test_what_comes_next_are_commands_that_ftjax_takes(tmp_path):
     assert commands[2].checkpoint == config.output and commands[2].push_to_hub == "OWNER/NAME"
     (line,) = what_next(config, predicts=False).splitlines()[1:]
     assert parse(shlex.split(line.partition("ftjax ")[2])).model == str(config.output / "model")
+
+
+def test_rates_are_of_steps_that_are_waited_for_in_pairs():
+    """In an epoch of two steps the first costs no time, as it is not waited for, and the second the time of both."""
+    session = SimpleNamespace(tokens=[640, 320] * 5, step_seconds=[0.0, 2.0] * 5)
+    assert Session.tokens_per_second.fget(session) == 480
