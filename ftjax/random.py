@@ -48,7 +48,7 @@ def fold_in(seeds: jax.Array, data: int | jax.Array) -> jax.Array:
 def bits(seeds: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Random uint32 (batch, *shape): element c of an example is a hash of (its seed, c), c counting in row-major order."""
     counter = jnp.arange(math.prod(shape), dtype=jnp.uint32).reshape(1, *shape)
-    return mix(mix(counter * jnp.uint32(GOLDEN) ^ seeds.reshape(-1, *(1,) * len(shape))))
+    return mix(counter * jnp.uint32(GOLDEN) ^ seeds.reshape(-1, *(1,) * len(shape)))
 
 
 def uniform(seeds: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -262,7 +262,7 @@ def test_the_objective_counts_each_token_once_and_training_brings_it_down(small)
     state = create_state(params, trained, (Term("seq2seq", 1.0, Seq2Seq(model)),), optimizer, microbatches=5)
     step = jax.jit(train_step, donate_argnums=0)
     losses = []
-    for number in range(8):
+    for number in range(12):
         state, metrics = step(state, batch)
         total, weight = metrics["seq2seq_loss"]
         assert float(weight) == float(metrics["token_accuracy"][1]) == (labels >= 0).sum() == 4 + 1 + 3 * 9
