@@ -210,6 +210,11 @@ class TrainConfig:
     """Directory of the prefix cache's files, which are then left there for other runs. Default: in --output, removed."""
     gradient_accumulation: int = 1
     """Microbatches a batch is cut into, one after the other, to save memory; the update stays that of the whole batch."""
+    hidden_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What layers hand on and keep for the backward pass; sums, norms and activations are computed in float32. auto:
+    --precision on TPUs and GPUs, where it saves time and memory; float32 on CPUs, where it costs time."""
+    reduce_dtype: Literal["float32", "bfloat16"] = "float32"
+    """In what gradients are summed over devices that keep parts of parameters (zero1, fsdp); bfloat16 halves what is sent."""
     remat: Literal["none", "dots", "full"] = "none"
     """What the backward pass computes again instead of keeping it, which takes less memory and more time: nothing; all
     inside a layer but the outputs of its dense layers (dots); or all inside a layer (full). For accelerators: on CPUs the

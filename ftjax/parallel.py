@@ -40,14 +40,17 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda value: value if isinstance(value, jax.Array) else put(value), batch)
 
 
-def parallel_step(layout: Layout, *, dtype: str = "float32") -> Callable[[Any, Any], tuple[Any, Any]]:
+def parallel_step(
+    layout: Layout, *, dtype: str = "float32", reduce_dtype: str = "float32"
+) -> Callable[[Any, Any], tuple[Any, Any]]:
     """`train_step` for a state that lies as `layout.place` puts it and a batch whose rows are spread over the mesh.
 
     Gradients are mapped over data and fsdp explicitly: each device has its rows, and what must be summed is summed in
     `ftjax.step.gradients`, once. (Left to the partitioner, gradients were summed over devices in every microbatch.) The
     update is left to the partitioner: its arrays lie alike, so any optimizer is right, and nothing moves for an elementwise
     one. With a tensor axis all is: it splits heads and features as their matrices are split.
-    dtype: of the model's dot products, in which parameters are gathered.
+    dtype: of the model's dot products, in which parameters are gathered. reduce_dtype: in which gradients that every device
+    gets a part of are summed.
     """
 
     def mapped(state: Any, batch: Any) -> tuple[Any, Any]:
@@ -55,7 +58,7 @@ def parallel_step(layout: Layout, *, dtype: str = "float32") -> Callable[[Any, A
         cuts = layout.cuts(state.trainable)
         without = {"optimizer_state": ()}
         return jax.shard_map(
-            functools.partial(gradients, axes=layout.rows, part=layout.part, cuts=cuts, dtype=dtype),
+            functools.partial(gradients, axes=layout.rows, part=layout.part, cuts=cuts, dtype=dtype, reduce_dtype=reduce_dtype),
             mesh=layout.mesh,
             in_specs=(dataclasses.replace(specs, **without), PartitionSpec(ROWS)),
             out_specs=(PartitionSpec(), specs.trainable),

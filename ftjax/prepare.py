@@ -352,7 +352,7 @@ class Run:
         mesh = self.layout.mesh
         if self.config.parallel == "pmap":
             return Compiled(pmap_step(apart(train_step), list(mesh.devices.flat), trees=2), mesh, donate=True, pmapped=True)
-        step = apart(parallel_step(self.layout, dtype=self.config.precision))
+        step = apart(parallel_step(self.layout, dtype=self.config.precision, reduce_dtype=self.config.reduce_dtype))
         return Compiled(step, mesh, donate=True)
 
 
@@ -396,11 +396,27 @@ def prepare(config: TrainConfig, say: Say, buckets: tuple[int, ...] = (), shares
     return assemble(config, data, prepare_model(config, data, layout), layout, say)
 
 
+def suited(model: Model, config: TrainConfig, layout: Layout) -> Model:
+    """The model as it runs best on the layout's devices: what hidden states are kept in, and which attention."""
+    platform = layout.mesh.devices.flat[0].platform
+    hidden_dtype = config.hidden_dtype
+    if hidden_dtype == "auto":
+        hidden_dtype = "float32" if platform == "cpu" else config.precision
+    return dataclasses.replace(
+        model,
+        hidden_dtype=hidden_dtype,
+        reduce_dtype=config.reduce_dtype,
+        attention="splash" if platform == "tpu" else "reference",
+        logits_bytes=model.logits_bytes if platform == "cpu" else 2**29,
+    )
+
+
 def assemble(config: TrainConfig, data: Data, pretrained: Pretrained, layout: Layout, say: Say) -> Run:
     """The run of a model on data: what trains when, towards what. Parameters may be shapes without values."""
     if (heads := pretrained.model.config.num_attention_heads) % layout.tensor:
         raise InputError(f"--mesh {config.mesh}: {heads} attention heads cannot be split evenly over tensor={layout.tensor}.")
     pretrained = adapt(pretrained, [spec for _, spec in config.stages], config, seed=config.seed)
+    pretrained = dataclasses.replace(pretrained, model=suited(pretrained.model, config, layout))
     per_epoch = data.steps_per_epoch(config.batch_size)
     terms = functools.partial(
         objective, config, data.task, data.vocabulary, labeled=data.labeled, steps=config.epochs * per_epoch

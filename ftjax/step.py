@@ -111,6 +111,7 @@ def gradients(
     part: str | None = None,
     cuts: zero.Cuts | None = None,
     dtype: str = "float32",
+    reduce_dtype: str = "float32",
 ) -> tuple[Metrics, Params]:
     """(metrics, gradients of what trains), of the whole batch and without an update. Reads no optimizer state.
 
@@ -118,6 +119,7 @@ def gradients(
     axes: of pmap or shard_map, over which rows of the batch are spread and sums go; under plain jit sums are global already.
     part, cuts: one of the axes, and which trainable parameters the state holds only this device's part of, cut over it, see
         `ftjax.zero`; their gradients are parts too. dtype: in which those are gathered; of the model's dot products.
+        reduce_dtype: in which their gradients are summed over devices, once a step.
     metrics: each a (sum, weight) of float32 scalars: `loss`, every term as NAME_loss, the terms' own metrics,
         `gradient_norm` (before clipping). With `skip_nonfinite` also `skipped`, 1 or 0; a skipped step's other metrics have
         no weight.
@@ -167,7 +169,7 @@ def gradients(
         sums, _ = jax.lax.scan(lambda sums, part: (jax.tree.map(jnp.add, sums, measured(part)), None), zeros, parts)
     total, metrics, found = sums
     summed_apart = everywhere({n: found.pop(n) for n in apart}, tuple(axis for axis in axes if axis != part))
-    scattered = zero.scatter({n: found.pop(n) for n in gathered}, gathered, part)
+    scattered = zero.scatter({n: found.pop(n) for n in gathered}, gathered, part, jnp.dtype(reduce_dtype))
     total, metrics, found = everywhere((total, metrics, found))
     found = found | scattered | summed_apart
     norm = zero.norm(found, cuts, part) if cuts else optax.tree.norm(found)

@@ -44,11 +44,10 @@ def gather(params: Mapping[str, jax.Array], cuts: Cuts, axis_name: str | None, d
     return {name: whole(name, value) for name, value in params.items()}
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def whole(part: jax.Array, dimension: int, dtype: str) -> jax.Array:
-    """An array from every device's part of it, rounded to `dtype` on the way; backwards each device gets its part of the sum.
-
-    That sum is of gradients in the part's own dtype, not in the rounded one.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def whole(part: jax.Array, dimension: int, dtype: str, reduce_dtype: str = "float32") -> jax.Array:
+    """An array from every device's part of it, rounded to `dtype` on the way; backwards each device gets its part of the sum,
+    which is of gradients in `reduce_dtype`.
     """
     return _gathered(part, dimension, dtype)
 
@@ -58,11 +57,12 @@ def _gathered(part: jax.Array, dimension: int, dtype: str) -> jax.Array:
     return jax.lax.all_gather(narrow, part_axis(), axis=dimension, tiled=True).astype(part.dtype)
 
 
-def _scatter(dimension: int, dtype: str, _: None, gradient: jax.Array) -> tuple[jax.Array]:
-    return (jax.lax.psum_scatter(gradient, part_axis(), scatter_dimension=dimension, tiled=True),)
+def _scatter(dimension: int, dtype: str, reduce_dtype: str, _: None, gradient: jax.Array) -> tuple[jax.Array]:
+    narrow = gradient.astype(reduce_dtype)
+    return (jax.lax.psum_scatter(narrow, part_axis(), scatter_dimension=dimension, tiled=True).astype(gradient.dtype),)
 
 
-whole.defvjp(lambda part, dimension, dtype: (_gathered(part, dimension, dtype), None), _scatter)  # seen by the policy below
+whole.defvjp(lambda part, dimension, dtype, _: (_gathered(part, dimension, dtype), None), _scatter)  # seen by the policy below
 
 
 def all_but_gathered(primitive: Any, *inputs: Any, **options: Any) -> bool:
@@ -78,46 +78,65 @@ def all_but_gathered(primitive: Any, *inputs: Any, **options: Any) -> bool:
 class Part(nnx.Param):
     """A module's parameter of which this device holds a part: reading it (`[...]`) gathers it.
 
-    Metadata: `cut`, the dimension; `rounded`, the dtype in which it is gathered.
+    Metadata: `cut`, the dimension; `rounded`, the dtype in which it is gathered; `summed`, that of gradients.
     """
 
     def get_value(self, **index: Any) -> jax.Array:
         """The whole array."""
         part = super().get_value(**index)
-        return whole(part, self.get_metadata("cut"), self.get_metadata("rounded"))
+        return whole(part, *map(self.get_metadata, ("cut", "rounded", "summed")))
 
 
-def parameter(value: Any, shape: tuple[int, ...], dtype: str) -> nnx.Param:
+def parameter(value: Any, shape: tuple[int, ...], dtype: str, reduce_dtype: str) -> nnx.Param:
     """A module's parameter: a `Part` where the value is a part of an array of this shape, or of a stack of such arrays."""
     own = () if value is None else value.shape[value.ndim - len(shape) :]
     if value is None or own == shape:
         return nnx.Param(value)
     dimension = next(i for i, (part, length) in enumerate(zip(own, shape, strict=True)) if part != length)
-    return Part(value, cut=dimension, rounded=dtype)
+    return Part(value, cut=dimension, rounded=dtype, summed=reduce_dtype)
 
 
-def lookup(columns: jax.Array, ids: jax.Array) -> jax.Array:
+def lookup(columns: jax.Array, ids: jax.Array, dtype: str) -> jax.Array:
     """Rows of a table, float32 (batch, length, features), of which every device of `part_axis` holds some columns.
+
+    They have been rounded to `dtype` on the way, as matrices that are gathered are.
 
     ids: int (batch, length), this device's rows of the batch. All devices look up everyone's ids in their columns and
     exchange what they find. Backwards the same exchange brings each its own part of the gradient, already summed: at
     128 tokens a row and 32 rows a device, a hundredth of the bytes of the gradient of a table of 30,522 words.
     """
     axis = part_axis()
-    found = columns[jax.lax.all_gather(ids, axis, tiled=True)].astype(jnp.float32)
-    return jax.lax.all_to_all(found, axis, split_axis=0, concat_axis=found.ndim - 1, tiled=True)
+    found = columns[jax.lax.all_gather(ids, axis, tiled=True)]
+    return _exchange(found.astype(jnp.float32), axis, dtype)
 
 
-def scatter(gradients: Mapping[str, jax.Array], cuts: Cuts, axis_name: str | None) -> dict[str, jax.Array]:
-    """Sums over devices of gradients that are all cut: of each only this device's part."""
-    return {
-        name: jax.lax.psum_scatter(value, axis_name, scatter_dimension=cuts[name], tiled=True)
-        for name, value in gradients.items()
-    }
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _exchange(found: jax.Array, axis: str, dtype: str) -> jax.Array:
+    """Everyone's rows, of which this device has some columns, to its own rows whole; backwards the reverse, in float32."""
+    return jax.lax.all_to_all(found.astype(dtype), axis, split_axis=0, concat_axis=found.ndim - 1, tiled=True).astype(
+        jnp.float32
+    )
+
+
+def _exchange_back(axis: str, dtype: str, _: None, gradient: jax.Array) -> tuple[jax.Array]:
+    return (jax.lax.all_to_all(gradient, axis, split_axis=gradient.ndim - 1, concat_axis=0, tiled=True),)
+
+
+_exchange.defvjp(lambda found, axis, dtype: (_exchange(found, axis, dtype), None), _exchange_back)
+
+
+def scatter(gradients: Mapping[str, jax.Array], cuts: Cuts, axis_name: str | None, dtype: jnp.dtype) -> dict[str, jax.Array]:
+    """Sums over devices, in `dtype`, of gradients that are all cut: of each only this device's part, float32."""
+
+    def part(name: str, value: jax.Array) -> jax.Array:
+        summed = jax.lax.psum_scatter(value.astype(dtype), axis_name, scatter_dimension=cuts[name], tiled=True)
+        return summed.astype(value.dtype)
+
+    return {name: part(name, value) for name, value in gradients.items()}
 
 
 def norm(gradients: Mapping[str, jax.Array], cuts: Cuts, axis_name: str | None) -> jax.Array:
     """The global norm of summed gradients of which this device has its parts: a float32 scalar."""
-    squares = {name: jnp.square(value).sum() for name, value in gradients.items()}
-    parts = jnp.asarray(sum(value for name, value in squares.items() if name in cuts), jnp.float32)
-    return jnp.sqrt(jax.lax.psum(parts, axis_name) + sum(value for name, value in squares.items() if name not in cuts))
+    parts = jnp.asarray(sum(jnp.square(value).sum() for name, value in gradients.items() if name in cuts), jnp.float32)
+    whole = [value.ravel() for name, value in gradients.items() if name not in cuts]  # many and small: one sum, not hundreds
+    return jnp.sqrt(jax.lax.psum(parts, axis_name) + (jnp.square(jnp.concatenate(whole)).sum() if whole else 0.0))

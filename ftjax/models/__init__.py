@@ -20,6 +20,7 @@ from ftjax import zero
 from ftjax.models import nf4
 from ftjax.models.bert import BertConfig
 from ftjax.models.body import OF_TOKENS, Classifier, Cloze, Config
+from ftjax.models.decoder import Attention, Decoder
 from ftjax.models.distilbert import DistilBertConfig
 from ftjax.models.electra import ElectraConfig
 from ftjax.models.gemma import Gemma2Config, Gemma3Config
@@ -78,6 +79,11 @@ class Model:
     `shapes` gives every parameter's name, shape and dtype without materialising it. heads: the arguments of `build`.
     frozen: for the embeddings and every layer, whether nothing in it trains, so that its dropout is off; () if all is on.
     remat: what layers compute again in the backward pass, which saves memory, see `TextModel.remembered`.
+    hidden_dtype: of what layers hand on and keep for the backward pass; sums, norms and activations are computed in float32.
+    attention: "splash" takes `ftjax.models.splash` where it fits, in a step that is mapped over devices (the partitioner cannot
+    split kernels); "interpreted" the same on any platform, for tests.
+    reduce_dtype: in which gradients of parameters that are in parts (see `ftjax.zero`) are summed over devices.
+    logits_bytes: about how many of a vocabulary's logits are held at a time.
     in_4bit: the dense layers whose kernel is kept in 4 bits, see `ftjax.models.nf4`.
     stacks: which consecutive layers run as one loop over their parameters, stacked (see `ftjax.stacked`); () without `scan`.
     """
@@ -91,6 +97,10 @@ class Model:
     lora: Lora | None = None
     in_4bit: tuple[str, ...] = ()
     remat: Remat = "none"
+    hidden_dtype: str = "float32"
+    attention: Attention = "reference"
+    reduce_dtype: str = "float32"
+    logits_bytes: int = 2**25
     stacks: Stacks = ()
 
     def bind(self, params: Params) -> Any:
@@ -103,9 +113,13 @@ class Model:
         precision = dict(self.heads)["precision"]
         held = {members(name)[0]: value for name, value in stack(params, self.stacks).items()}
         names = {path: dotted(path) for path in self.paths}
-        leaves = [(path, zero.parameter(held.get(name), self.shapes[name].shape, precision)) for path, name in names.items()]
+        dtypes = (precision, self.reduce_dtype)
+        leaves = [(path, zero.parameter(held.get(name), self.shapes[name].shape, *dtypes)) for path, name in names.items()]
         module = nnx.merge(self.graph, nnx.from_flat_state(leaves))
-        module.remat, module.in_parts = self.remat, any(isinstance(leaf, zero.Part) for _, leaf in leaves)
+        module.remat, module.hidden_dtype = self.remat, self.hidden_dtype
+        if isinstance(body := getattr(module, self.config.parts[0]), Decoder):
+            body.kernel = self.attention
+        module.in_parts = any(isinstance(leaf, zero.Part) for path, leaf in leaves if ".layers." in names[path])
         module.stacks = self.stacks
         return module
 

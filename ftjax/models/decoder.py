@@ -7,6 +7,7 @@ Each layer is x + attention(norm(x)), then x + mlp(norm(x)). A position sees tho
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
@@ -16,10 +17,15 @@ from flax import nnx
 
 from ftjax.errors import InputError, did_you_mean
 from ftjax.models.body import Classifier, Config
-from ftjax.models.layers import ACTIVATIONS, Dense, Embedding, LayerNorm, RMSNorm, dot, matmul
+from ftjax.models.layers import ACTIVATIONS, Dense, Embedding, LayerNorm, RMSNorm, dot, matmul, residual
 from ftjax.models.names import NameTable
 from ftjax.models.rope import Rope, Rotation, rotate
+from ftjax.models.splash import fits, splash_attention
 from ftjax.random import dropout, fold_in
+
+Attention = Literal["reference", "splash", "interpreted"]
+"""What computes attention, see `Decoder.fused`."""
+Fused = Callable[..., jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,10 +167,12 @@ class KindContext(NamedTuple):
 
 
 class Context(NamedTuple):
-    """What the layers need besides hidden states. read: the position of each row's last token, int32 (batch,)."""
+    """What the layers need besides hidden states. read: the position of each row's last token, int32 (batch,). segments: a
+    number for what sees itself alone, int32 (batch, length)."""
 
     kinds: tuple[KindContext, ...]
     read: jax.Array
+    segments: jax.Array
 
 
 class Cache(NamedTuple):
@@ -251,16 +259,17 @@ class DecoderAttention(nnx.Module):
 
     read: int32 (batch,): the output of that position alone, (batch, 1, hidden).
     memory: new keys and values are put into it, and all that is in it is looked at.
+    fused: does the attention itself, from query, key and value, in one kernel, where neither of these is asked for.
     Comes with the keys and values.
     """
 
     def __init__(self, config: DecoderConfig, dtype: jnp.dtype) -> None:
         hidden, size, design = config.hidden_size, config.head_size, config.design
-        self.query = Dense(hidden, config.num_attention_heads * size, dtype, bias=design.qkv_bias)
+        self.query = Dense(hidden, config.num_attention_heads * size, dtype, bias=design.qkv_bias, narrow=True)
         self.key, self.value = (
-            Dense(hidden, config.key_value_heads * size, dtype, bias=design.qkv_bias) for _ in ("key", "value")
+            Dense(hidden, config.key_value_heads * size, dtype, bias=design.qkv_bias, narrow=True) for _ in ("key", "value")
         )
-        self.output = Dense(config.num_attention_heads * size, hidden, dtype, bias=design.output_bias)
+        self.output = Dense(config.num_attention_heads * size, hidden, dtype, bias=design.output_bias, narrow=True)
         self.query_norm, self.key_norm = (make_norm(config, size) if design.query_key_norm else None for _ in ("query", "key"))
         self.size, self.dtype = size, dtype
         self.scale, self.softcap = design.query_scale, design.attention_softcap
@@ -274,6 +283,7 @@ class DecoderAttention(nnx.Module):
         *,
         read: jax.Array | None = None,
         memory: Memory | None = None,
+        fused: Fused | None = None,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         rotation, visible = context
         asking = hidden if read is None else at(hidden, read)
@@ -294,6 +304,9 @@ class DecoderAttention(nnx.Module):
             key = jax.lax.dynamic_update_slice(memory.keys, key, where)
             value = jax.lax.dynamic_update_slice(memory.values, value, where)
 
+        if fused is not None and read is None and memory is None and (seeds is None or self.dropout_rate == 0.0):
+            mixed = fused(query, key, value, scale=self.scale, softcap=self.softcap)
+            return self.output(mixed.reshape(*mixed.shape[:2], -1), seeds), (key, value)
         shared = query.reshape(*query.shape[:2], key.shape[2], -1, self.size)  # (batch, queries, key-value heads, group, size)
         scores = softcap(dot("bqngd,bknd->bngqk", shared, key, self.dtype) * self.scale, self.softcap)
         # Padding gets the lowest finite number, not minus infinity: a row that is all padding then stays finite
@@ -308,9 +321,9 @@ class DecoderMLP(nnx.Module):
 
     def __init__(self, config: DecoderConfig, dtype: jnp.dtype) -> None:
         sizes, bias = (config.hidden_size, config.intermediate_size), config.design.mlp_bias
-        self.gate = Dense(*sizes, dtype, bias=bias) if config.design.gated else None
-        self.up = Dense(*sizes, dtype, bias=bias)
-        self.down = Dense(sizes[1], sizes[0], dtype, bias=bias)
+        self.gate = Dense(*sizes, dtype, bias=bias, narrow=True) if config.design.gated else None
+        self.up = Dense(*sizes, dtype, bias=bias, narrow=True)
+        self.down = Dense(sizes[1], sizes[0], dtype, bias=bias, narrow=True)
         self.activation = ACTIVATIONS[config.hidden_act]
 
     def __call__(self, hidden: jax.Array, seeds: jax.Array | None) -> jax.Array:
@@ -340,16 +353,18 @@ class DecoderLayer(nnx.Module):
         *,
         read: jax.Array | None = None,
         memory: Memory | None = None,
+        fused: Fused | None = None,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         weights, after_attention, after_mlp = (None if seeds is None else fold_in(seeds, i) for i in range(3))
-        attended, new = self.attention(self.attention_norm(hidden), context, weights, read=read, memory=memory)
+        attended, new = self.attention(self.attention_norm(hidden), context, weights, read=read, memory=memory, fused=fused)
         if self.attention_output_norm is not None:
             attended = self.attention_output_norm(attended)
-        hidden = (hidden if read is None else at(hidden, read)) + dropout(attended, self.dropout_rate, after_attention)
+        before = hidden if read is None else at(hidden, read)
+        hidden = residual(before, dropout(attended, self.dropout_rate, after_attention))
         made = self.mlp(self.mlp_norm(hidden), after_mlp)
         if self.mlp_output_norm is not None:
             made = self.mlp_output_norm(made)
-        return hidden + dropout(made, self.dropout_rate, after_mlp), new
+        return residual(hidden, dropout(made, self.dropout_rate, after_mlp)), new
 
 
 class Decoder(nnx.Module):
@@ -361,7 +376,9 @@ class Decoder(nnx.Module):
         self.norm = make_norm(config, config.hidden_size)
         self.kinds = tuple(dict.fromkeys(config.kinds))
         self.kind_of = tuple(self.kinds.index(kind) for kind in config.kinds)
+        self.windows = tuple(kind.window for kind in self.kinds)
         self.size, self.dtype = config.head_size, dtype
+        self.kernel: Attention = "reference"
 
     def embed(self, batch: Mapping[str, jax.Array], seeds: jax.Array | None) -> jax.Array:
         return self.embeddings(batch["input_ids"], token_positions(batch), seeds)
@@ -372,14 +389,26 @@ class Decoder(nnx.Module):
         length = mask.shape[1]
         together = True if segments is None else segments[:, :, None] == segments[:, None, :]
         read = jnp.where(mask > 0, jnp.arange(length, dtype=jnp.int32), 0).max(-1)
-        return Context(self._kinds(token_positions(batch), lambda window: causal(0, length, mask, window) & together), read)
+        return Context(
+            self._kinds(token_positions(batch), lambda window: causal(0, length, mask, window) & together), read, mask
+        )
 
     def layer(
         self, number: int, hidden: jax.Array, context: Context, seeds: jax.Array | None, *, readout: bool = False
     ) -> jax.Array:
         own = None if seeds is None else fold_in(seeds, number)
         kind = context.kinds[self.kind_of[number]]
-        return self.layers[number](hidden, kind, own, read=context.read if readout else None)[0]
+        fused = self.fused(self.kind_of[number], context.segments)
+        return self.layers[number](hidden, kind, own, read=context.read if readout else None, fused=fused)[0]
+
+    def fused(self, kind: int, segments: jax.Array) -> Fused | None:
+        """The kernel that does the attention of layers of a kind, if there is one for these rows here."""
+        mapped = bool(jax.sharding.get_abstract_mesh().manual_axes)
+        interpreted = self.kernel == "interpreted"
+        taken = interpreted or (self.kernel == "splash" and mapped and self.dtype == jnp.bfloat16)
+        if not taken or not fits(segments.shape[1], self.size):
+            return None
+        return functools.partial(splash_attention, segments=segments, window=self.windows[kind], interpret=interpreted)
 
     def scan(
         self,
@@ -399,9 +428,11 @@ class Decoder(nnx.Module):
         kinds = jax.tree.map(lambda *x: jnp.stack(x), *context.kinds)
 
         def one(hidden: jax.Array, state: Any, number: jax.Array, kind: jax.Array) -> jax.Array:
-            chosen = context.kinds[0] if len(self.kinds) == 1 else jax.tree.map(lambda x: x[kind], kinds)
+            alike = len(self.kinds) == 1
+            chosen = context.kinds[0] if alike else jax.tree.map(lambda x: x[kind], kinds)
+            fused = self.fused(0, context.segments) if alike else None  # a kernel has its window built in
             own = None if seeds is None else fold_in(seeds, number)
-            return nnx.merge(graph, state)(hidden, chosen, own)[0]
+            return nnx.merge(graph, state)(hidden, chosen, own, fused=fused)[0]
 
         layers = (
             stacked,

@@ -13,7 +13,7 @@ from flax import nnx
 
 from ftjax.models.body import OF_TOKENS, Body, Classifier, Cloze, Config
 from ftjax.models.decoder import Decoder, NextTokenHead, at
-from ftjax.models.layers import ACTIVATIONS, Dense, LayerNorm, dot, mean_pool
+from ftjax.models.layers import ACTIVATIONS, ATTENTION, DENSE, Dense, LayerNorm, dot, mean_pool
 from ftjax.random import dropout, fold_in
 from ftjax.stacked import Stacks
 from ftjax.zero import all_but_gathered
@@ -97,6 +97,7 @@ class TextModel(nnx.Module):
         self.reads_one = classifier != "mean" and not self.of_tokens and (cloze is None or config.causal)
         self.dropout_rate = config.dropout_of(classifier)
         self.remat: Remat = "none"
+        self.hidden_dtype = "float32"
         self.in_parts = False
         self.stacks: Stacks = ()
 
@@ -114,7 +115,8 @@ class TextModel(nnx.Module):
         stop: int | None = None,
         readout: bool = False,
     ) -> list[jax.Array]:
-        """Hidden states, float32 (batch, length, hidden) each: the embeddings, then every layer's output; the last is finished.
+        """Hidden states, (batch, length, hidden) each: the embeddings, then every layer's output, in `hidden_dtype`; the last
+        is finished, and float32.
 
         stop: only those of the first `stop` layers, as the next layer takes them, even where there is none.
 
@@ -133,7 +135,8 @@ class TextModel(nnx.Module):
         seeds = None if seeds is None else fold_in(seeds, BODY_SEED)
         by_stage = [None if off else seeds for off in frozen]
         start = leading(frozen) if "prefix" in batch else 0
-        states = [batch["prefix"] if "prefix" in batch else body.embed(batch, by_stage[0])]
+        first = batch["prefix"] if "prefix" in batch else body.embed(batch, by_stage[0])
+        states = [first.astype(self.hidden_dtype)]
         context: Any = body.context(batch) if start < stop else None
         # of the last layer only one position is read
         single = readout and self.reads_one and stop == layers
@@ -155,18 +158,17 @@ class TextModel(nnx.Module):
             states[-1] = at(states[-1], gap(self.cloze, batch["attention_mask"]))
         if whole:
             states[-1] = body.finish(states[-1])
-        return states
+        return [*states[:-1], states[-1].astype(jnp.float32)]
 
     def remembered(self, layer: Callable[..., Any]) -> Callable[..., Any]:
         """The layer that keeps for the backward pass what `remat` allows, and in no case what it has gathered.
 
         none: all that is computed; dots: the outputs of dense layers; full: nothing.
         """
-        policies = jax.checkpoint_policies
         if self.remat == "full":
             return jax.checkpoint(layer)
         if self.remat == "dots":
-            return jax.checkpoint(layer, policy=policies.dots_with_no_batch_dims_saveable)
+            return jax.checkpoint(layer, policy=jax.checkpoint_policies.save_only_these_names(DENSE, ATTENTION))
         if self.in_parts:
             return jax.checkpoint(layer, policy=all_but_gathered)
         return layer

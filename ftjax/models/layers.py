@@ -15,15 +15,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from ftjax import zero
 from ftjax.models import nf4
 from ftjax.random import dropout, fold_in
 
+DENSE, ATTENTION = "dense", "attention"
+"""What outputs of dense layers and of fused attention are called, for those who choose what is kept for the backward pass."""
+FLOAT32 = jnp.dtype(jnp.float32)
+
 
 @jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
-    """x Φ(x), exactly (Hendrycks & Gimpel, 2016), by erf as PyTorch has it; the derivative is kept for the backward pass.
+    """x Φ(x) of float32 x, exactly (Hendrycks & Gimpel, 2016), by erf as PyTorch has it; its derivative is kept for later.
 
     `jax.nn.gelu` goes through erfc and computes it twice; on a CPU this one is about twice as fast.
     """
@@ -39,7 +44,12 @@ def _gelu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 gelu.defvjp(_gelu_forward, lambda derivative, g: (g * derivative,))
 
 
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+def in_float32(f: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
+    """The function, computed in float32; the dtype stays."""
+    return lambda x: f(x.astype(jnp.float32)).astype(x.dtype)
+
+
+_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": gelu,
     "gelu_python": gelu,
     "gelu_new": jax.nn.gelu,  # the approximation by tanh
@@ -50,6 +60,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "swish": jax.nn.silu,
     "tanh": jnp.tanh,
 }
+ACTIVATIONS = {name: in_float32(f) for name, f in _ACTIVATIONS.items()}
 """The activation functions by the names that Hugging Face configs use."""
 
 
@@ -145,13 +156,16 @@ class Dense(nnx.Module):
     dropout. With DoRA (Liu et al., 2024, https://arxiv.org/abs/2402.09353): x W + (g - 1) x̃ W + g s x̃ A B + b, where
     g = m / ‖W + s A B‖, column by column, and the norm counts as constant when gradients are taken (their section 4.3).
 
-    bias: whether there is one. Seeds turn LoRA's dropout on.
+    bias: whether there is one. narrow: the result has the dtype of x, as decoders keep it for the backward pass (XLA
+    makes more of an encoder's float32, which need not be kept). Seeds turn LoRA's dropout on.
     """
 
-    def __init__(self, features_in: int, features_out: int, dtype: jnp.dtype, *, bias: bool = True) -> None:
+    def __init__(
+        self, features_in: int, features_out: int, dtype: jnp.dtype, *, bias: bool = True, narrow: bool = False
+    ) -> None:
         self.kernel = nnx.Param(jnp.zeros((features_in, features_out)))
         self.bias = nnx.Param(jnp.zeros((features_out,))) if bias else None
-        self.shape, self.dtype = (features_in, features_out), dtype
+        self.shape, self.dtype, self.narrow = (features_in, features_out), dtype, narrow
         self.in_4bit, self.lora_scale, self.lora_dropout, self.dora = False, 0.0, 0.0, False
 
     def keep_in_4bit(self) -> None:
@@ -209,9 +223,9 @@ class Dense(nnx.Module):
                 y += (gain - 1.0) * (y if dropped is x else self.times_base(dropped)) + gain * low
             else:
                 y += low
-        if self.bias is None:
-            return y
-        return y + jnp.broadcast_to(self.bias[...].astype(y.dtype), y.shape)
+        if self.bias is not None:
+            y += jnp.broadcast_to(self.bias[...].astype(y.dtype), y.shape)
+        return checkpoint_name(y.astype(x.dtype) if self.narrow else y, DENSE)
 
 
 class Embedding(nnx.Module):
@@ -227,12 +241,17 @@ class Embedding(nnx.Module):
     def __call__(self, ids: jax.Array) -> jax.Array:
         table = self.embedding.get_raw_value()
         if table.shape[1] < self.features:
-            return zero.lookup(table, ids)
+            return zero.lookup(table, ids, self.embedding.get_metadata("rounded"))
         return self.embedding[...][ids].astype(jnp.float32)
 
 
+def residual(hidden: jax.Array, update: jax.Array) -> jax.Array:
+    """hidden + update, added in float32, in the dtype of the hidden state."""
+    return (hidden.astype(jnp.float32) + update.astype(jnp.float32)).astype(hidden.dtype)
+
+
 class LayerNorm(nnx.Module):
-    """Normalise the last axis of x (..., features) in float32, then scale and shift (Ba et al., 2016)."""
+    """Normalise the last axis of x (..., features) in float32, then scale and shift (Ba et al., 2016). The dtype stays."""
 
     def __init__(self, features: int, epsilon: float) -> None:
         self.scale = nnx.Param(jnp.ones((features,)))
@@ -240,18 +259,22 @@ class LayerNorm(nnx.Module):
         self.epsilon = epsilon
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = x.astype(jnp.float32)
-        centred = x - x.mean(-1, keepdims=True)
-        variance = (centred * centred).mean(-1, keepdims=True)
+        dtype, x = x.dtype, x.astype(jnp.float32)
+        mean = x.mean(-1, keepdims=True)
+        centred = x - mean
+        if dtype == jnp.float32:
+            variance = (centred * centred).mean(-1, keepdims=True)
+        else:  # x is read once; what this loses where the mean is large is less than x itself lost when it was rounded
+            variance = jnp.maximum((x * x).mean(-1, keepdims=True) - mean * mean, 0.0)
         normal = centred * jax.lax.rsqrt(variance + self.epsilon)
         scale, bias = (jnp.broadcast_to(p[...].astype(jnp.float32), x.shape) for p in (self.scale, self.bias))
-        return normal * scale + bias
+        return (normal * scale + bias).astype(dtype)
 
 
 class RMSNorm(nnx.Module):
     """Divide the last axis of x (..., features) by its root mean square in float32, then scale (Zhang & Sennrich, 2019).
 
-    offset: added to the scale; 1 where files keep its distance from one, as Gemma's do.
+    The dtype stays. offset: added to the scale; 1 where files keep its distance from one, as Gemma's do.
     """
 
     def __init__(self, features: int, epsilon: float, offset: float = 0.0) -> None:
@@ -259,9 +282,9 @@ class RMSNorm(nnx.Module):
         self.epsilon, self.offset = epsilon, offset
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = x.astype(jnp.float32)
+        dtype, x = x.dtype, x.astype(jnp.float32)
         normal = x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + self.epsilon)
-        return normal * jnp.broadcast_to(self.scale[...].astype(jnp.float32) + self.offset, x.shape)
+        return (normal * jnp.broadcast_to(self.scale[...].astype(jnp.float32) + self.offset, x.shape)).astype(dtype)
 
 
 def distance_buckets(number: int, *, buckets: int, max_distance: int) -> np.ndarray:
@@ -307,13 +330,14 @@ def attention(
     dropout_rate: float,
     seeds: jax.Array | None,
     dtype: jnp.dtype,
+    kept: jnp.dtype = FLOAT32,
 ) -> jax.Array:
-    """Scaled dot-product attention (Vaswani et al., 2017); the softmax is in float32.
+    """Scaled dot-product attention (Vaswani et al., 2017). kept: of scores and weights, the largest arrays there are.
 
     query (batch, queries, heads, head_size), key and value (batch, keys, heads, head_size), bias broadcast to
     (batch, heads, queries, keys); float32 (batch, queries, heads, head_size) comes back.
     """
-    scores = dot("bqhd,bkhd->bhqk", query, key, dtype)
+    scores = dot("bqhd,bkhd->bhqk", query, key, dtype).astype(kept)
     weights = attention_weights(scores, query.shape[-1], bias, dropout_rate, seeds)
     return dot("bhqk,bkhd->bqhd", weights, value, dtype)
 
@@ -321,12 +345,14 @@ def attention(
 def attention_weights(
     scores: jax.Array, head_size: int, bias: jax.Array, dropout_rate: float, seeds: jax.Array | None
 ) -> jax.Array:
-    """Products of queries and keys, float32 (batch, heads, queries, keys), to the weights of the values: same shape."""
+    """Products of queries and keys, (batch, heads, queries, keys), to the weights of the values: same shape and dtype."""
+    lowest = float(jnp.finfo(scores.dtype).min)  # the lowest float32 would become infinite
+    bias = jnp.maximum(bias, lowest).astype(scores.dtype)
     weights = jax.nn.softmax(scores * head_size**-0.5 + jnp.broadcast_to(bias, scores.shape), axis=-1)
     return dropout(weights, dropout_rate, seeds)
 
 
 def mean_pool(hidden: jax.Array, attention_mask: jax.Array) -> jax.Array:
-    """Mean over the tokens with mask 1: hidden float32 (batch, length, hidden) to (batch, hidden), 0 where there is none."""
-    weight = attention_mask.astype(hidden.dtype)[..., None]
-    return (weight * hidden).sum(1) / jnp.maximum(weight.sum(1), 1.0)
+    """Mean over the tokens with mask 1: hidden (batch, length, hidden) to float32 (batch, hidden), 0 where there is none."""
+    weight = attention_mask.astype(jnp.float32)[..., None]
+    return (weight * hidden.astype(jnp.float32)).sum(1) / jnp.maximum(weight.sum(1), 1.0)

@@ -15,7 +15,17 @@ from flax import nnx
 
 from ftjax.errors import InputError, did_you_mean
 from ftjax.models.body import Config
-from ftjax.models.layers import ACTIVATIONS, Dense, Embedding, LayerNorm, attention, attention_bias, attention_weights, dot
+from ftjax.models.layers import (
+    ACTIVATIONS,
+    Dense,
+    Embedding,
+    LayerNorm,
+    attention,
+    attention_bias,
+    attention_weights,
+    dot,
+    residual,
+)
 from ftjax.random import dropout, fold_in
 
 
@@ -115,7 +125,8 @@ class PostNormAttention(nnx.Module):
 
     def __call__(self, hidden: jax.Array, bias: jax.Array, seeds: jax.Array | None) -> jax.Array:
         query, key, value = (self.by_head(dense(hidden, seeds)) for dense in (self.query, self.key, self.value))
-        context = attention(query, key, value, bias, dropout_rate=self.dropout_rate, seeds=seeds, dtype=self.dtype)
+        options = {"dropout_rate": self.dropout_rate, "seeds": seeds, "dtype": self.dtype, "kept": hidden.dtype}
+        context = attention(query, key, value, bias, **options)
         return self.output(context.reshape(hidden.shape), seeds)
 
     def first_token(self, hidden: jax.Array, bias: jax.Array, seeds: jax.Array | None) -> jax.Array:
@@ -129,7 +140,7 @@ class PostNormAttention(nnx.Module):
             key, value = (self.by_head(dense(hidden, seeds)) for dense in (self.key, self.value))
             context = attention(query, key, value, bias, dropout_rate=self.dropout_rate, seeds=seeds, dtype=self.dtype)
             return self.output(context.reshape(hidden.shape[0], 1, hidden.shape[2]), seeds)
-        query = query[:, 0]
+        query = query[:, 0].astype(jnp.float32)
         (key, key_bias), (value, value_bias) = (
             (self.by_head(dense.weight()[None])[0], self.by_head(dense.bias[...].astype(jnp.float32)[None, None])[0])  # type: ignore[index]
             for dense in (self.key, self.value)
@@ -179,8 +190,8 @@ class PostNormLayer(nnx.Module):
             attended, hidden = self.attention.first_token(hidden, bias[:, :, :1], weights), hidden[:, :1]
         else:
             attended = self.attention(hidden, bias, weights)
-        hidden = self.attention_norm(hidden + dropout(attended, self.attention_dropout_rate, after_attention))
-        return self.mlp_norm(hidden + dropout(self.mlp(hidden, after_mlp), self.dropout_rate, after_mlp))
+        hidden = self.attention_norm(residual(hidden, dropout(attended, self.attention_dropout_rate, after_attention)))
+        return self.mlp_norm(residual(hidden, dropout(self.mlp(hidden, after_mlp), self.dropout_rate, after_mlp)))
 
 
 class PostNormEncoder(nnx.Module):

@@ -85,7 +85,7 @@ class Rope:
 
 
 def rotate(x: jax.Array, rotation: Rotation) -> jax.Array:
-    """Turn each pair (i, i + size / 2) of the features of x, float32 (batch, length, heads, size)."""
-    cos, sin = (part[:, :, None].astype(x.dtype) for part in rotation)
-    first, second = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    """Turn each pair (i, i + size / 2) of the features of x, (batch, length, heads, size), in float32; the dtype stays."""
+    cos, sin = (part[:, :, None].astype(jnp.float32) for part in rotation)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)

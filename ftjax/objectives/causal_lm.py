@@ -91,13 +91,13 @@ class CausalLM:
 
     The model has the head `causal_lm`. Rows may be packed (`segment_ids`); `loss_mask` chooses the tokens to learn, such
     as an assistant's. labeled: instead, those that have a label, see `labeled_tokens`. block: positions whose logits are held
-    at a time.
+    at a time; None: as many as the model says.
     """
 
     reads_vocabulary: ClassVar[bool] = True  # as its output matrix, where embeddings are tied
 
     model: Model
-    block: int = 256
+    block: int | None = None
     labeled: bool = False
 
     def __call__(self, params: Params, batch: Batch, seeds: jax.Array | None) -> tuple[Average, dict[str, Average]]:
@@ -105,7 +105,8 @@ class CausalLM:
         module = self.model.bind(params)
         labels = next_tokens(batch)
         hidden = module.hidden_states(batch, seeds=seeds, frozen=self.model.frozen)[-1]
-        total, right = blockwise(module.vocabulary_head(), hidden, labels, self.block)
+        block = self.block or max(256, self.model.logits_bytes // (4 * self.model.config.vocab_size) // 256 * 256)
+        total, right = blockwise(module.vocabulary_head(), hidden, labels, block)
         weight = (labels >= 0).astype(jnp.float32).sum()
         return (total, weight), {"causal_lm_accuracy": (right, weight)}
 

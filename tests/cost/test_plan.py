@@ -28,7 +28,7 @@ def planned(model, **changes):
 @pytest.fixture(scope="module")
 def found(tiny_bert):
     """The plan of a full run on 8 fake devices."""
-    return planned(tiny_bert, examples=1000, epochs=3, price_per_chip_hour=2.0, max_length=64)
+    return planned(tiny_bert, examples=1000, epochs=3, price_per_chip_hour=2.0, batch_size=256, max_length=64)
 
 
 def test_the_plan_of_a_run_on_this_machine(found):
@@ -37,11 +37,11 @@ def test_the_plan_of_a_run_on_this_machine(found):
     assert found["chips"] == found["chips_paid_for"] == 8
     assert found["bytes_per_chip"] == sum(found["memory"][n] for n in found["memory"] if n != "available")
     assert found["memory"]["activations"] > 0 and found["memory"]["temporaries"] > 0
-    assert found["steps"] == 3 * math.ceil(1000 / 16)
+    assert found["steps"] == 3 * math.ceil(1000 / 256)
     assert found["predicted_hours"] == pytest.approx(found["steps"] * found["predicted_step_seconds"] / 3600)
     assert found["predicted_cost"] == pytest.approx(2.0 * 8 * found["predicted_hours"])
-    assert found["predicted_examples_per_second"] == pytest.approx(16 / found["predicted_step_seconds"])
-    assert found["predicted_tokens_per_second"] == pytest.approx(1024 / found["predicted_step_seconds"])
+    assert found["predicted_examples_per_second"] == pytest.approx(256 / found["predicted_step_seconds"])
+    assert found["predicted_tokens_per_second"] == pytest.approx(256 * 64 / found["predicted_step_seconds"])
     assert "lower bound" in found["basis"]
     json.dumps(found)
 
