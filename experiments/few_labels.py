@@ -21,7 +21,7 @@ import zero_labels
 
 from ftjax.demo import reviews
 
-TRAIN = ("--batch-size", "32", "--precision", "bfloat16", "--warmup-steps", "10")
+TRAIN = ("--batch-size", "32", "--warmup-steps", "10")
 
 
 def epochs(labels: int) -> int:
@@ -84,9 +84,9 @@ def ftjax(*arguments: object) -> None:
     subprocess.run([sys.executable, "-m", "ftjax", *map(str, arguments)], check=True)
 
 
-def run(method: str, labels: int, seed: int, files: dict[str, Path], output: Path) -> float:
+def run(method: str, labels: int, seed: int, files: dict[str, Path], output: Path, precision: str) -> float:
     """Test accuracy of one run."""
-    start = zero_labels.minilm("twenty-five", seed, files, output) if method in FROM_DESCRIPTIONS else {}
+    start = zero_labels.minilm("twenty-five", seed, files, output, precision) if method in FROM_DESCRIPTIONS else {}
     if labels == 0:
         return start["rounds"][-1]["accuracy"]
     directory = output / f"{method}-{labels}-seed{seed}"
@@ -95,7 +95,7 @@ def run(method: str, labels: int, seed: int, files: dict[str, Path], output: Pat
         few = ("--labels-per-class", labels // 2) if labels < max(LABELS) else ()
         ftjax(
             *("train", *METHODS[method](labels, model), *few, "--train-file", files["train"], "--test-file", files["test"]),
-            *("--seed", seed, *TRAIN, "--output", directory, "--resume"),
+            *("--seed", seed, *TRAIN, "--precision", precision, "--output", directory, "--resume"),
         )
     return json.loads((directory / "result.json").read_text(encoding="utf-8"))["test"]["accuracy"]
 
@@ -138,6 +138,7 @@ if __name__ == "__main__":
     parser.add_argument("--labels", type=int, nargs="+", default=list(LABELS), help="0: none; at least 2 otherwise")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--precision", default="bfloat16", help="float32 is faster on a CPU without AMX")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     files = reviews.write(Path("data/reviews"))
@@ -148,7 +149,8 @@ if __name__ == "__main__":
                 continue  # without labels there is one way only, which both begin with
             if labels >= max(LABELS) and method == "self-training":
                 continue  # no row is left without a label
-            found.setdefault(method, {})[labels] = [run(method, labels, s, files, options.output) for s in options.seeds]
+            accuracies = [run(method, labels, s, files, options.output, options.precision) for s in options.seeds]
+            found.setdefault(method, {})[labels] = accuracies
     columns = list(options.labels)
     lines = [["method", *map(str, columns)], ["---"] * (len(columns) + 1)]
     lines += [[m, *(zero_labels.spread(by[n]) if n in by else "–" for n in columns)] for m, by in found.items()]
