@@ -316,8 +316,16 @@ def test_a_text_that_is_empty_is_not_predicted_for(trained, tiny_bert, capsys):
     assert "a text is empty" in fail(capsys, "zero-shot", "--model", tiny_bert, *labels, "")
 
 
+@pytest.fixture
+def at_a_terminal():
+    """Ctrl-C is not ignored, as a shell has it for what it starts in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
-def test_a_signal_before_a_run_begins_is_said(monkeypatch, tmp_path, capsys, number, code):
+def test_a_signal_before_a_run_begins_is_said(at_a_terminal, monkeypatch, tmp_path, capsys, number, code):
     monkeypatch.setattr("ftjax.cli.run", lambda command: os.kill(os.getpid(), number) or time.sleep(1))
     before = signal.getsignal(signal.SIGTERM)
     train = ["train", "--model", "m", "--train-file", "a.csv", "--output", str(tmp_path)]

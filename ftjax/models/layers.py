@@ -49,7 +49,7 @@ def in_float32(f: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax
     return lambda x: f(x.astype(jnp.float32)).astype(x.dtype)
 
 
-_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": gelu,
     "gelu_python": gelu,
     "gelu_new": jax.nn.gelu,  # the approximation by tanh
@@ -60,7 +60,6 @@ _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "swish": jax.nn.silu,
     "tanh": jnp.tanh,
 }
-ACTIVATIONS = {name: in_float32(f) for name, f in _ACTIVATIONS.items()}
 """The activation functions by the names that Hugging Face configs use."""
 
 
