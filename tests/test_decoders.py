@@ -34,6 +34,12 @@ def tiny(name, **options):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+def test_models_that_are_built_alike_are_equal_so_that_programs_are_shared(name):
+    one, other = (tiny(name, causal_lm=True)[0] for _ in range(2))
+    assert one == other and hash(one) == hash(other)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_logits_equal_pytorchs_golden_values_and_files_come_back_bit_for_bit(name, tmp_path):
     tensors = write_decoder(tmp_path / "in", FAMILIES[name])
     loaded = load_pretrained(tmp_path / "in", causal_lm=True)

@@ -17,7 +17,7 @@ from flax import nnx
 
 from ftjax.errors import InputError, did_you_mean
 from ftjax.models.body import Classifier, Config
-from ftjax.models.layers import ACTIVATIONS, Dense, Embedding, LayerNorm, RMSNorm, dot, in_float32, matmul, residual
+from ftjax.models.layers import ACTIVATIONS, Dense, Embedding, LayerNorm, RMSNorm, dot, matmul, residual
 from ftjax.models.names import NameTable
 from ftjax.models.rope import Rope, Rotation, rotate
 from ftjax.models.splash import fits, splash_attention
@@ -324,12 +324,16 @@ class DecoderMLP(nnx.Module):
         self.gate = Dense(*sizes, dtype, bias=bias, narrow=True) if config.design.gated else None
         self.up = Dense(*sizes, dtype, bias=bias, narrow=True)
         self.down = Dense(sizes[1], sizes[0], dtype, bias=bias, narrow=True)
-        self.activation = in_float32(ACTIVATIONS[config.hidden_act])
+        self.activation = ACTIVATIONS[config.hidden_act]
 
     def __call__(self, hidden: jax.Array, seeds: jax.Array | None) -> jax.Array:
         if self.gate is None:
-            return self.down(self.activation(self.up(hidden, seeds)), seeds)
-        return self.down(self.activation(self.gate(hidden, seeds)) * self.up(hidden, seeds), seeds)
+            return self.down(self.activate(self.up(hidden, seeds)), seeds)
+        return self.down(self.activate(self.gate(hidden, seeds)) * self.up(hidden, seeds), seeds)
+
+    def activate(self, x: jax.Array) -> jax.Array:
+        """The activation, computed in float32; the dtype stays."""
+        return self.activation(x.astype(jnp.float32)).astype(x.dtype)
 
 
 class DecoderLayer(nnx.Module):

@@ -44,11 +44,6 @@ def _gelu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 gelu.defvjp(_gelu_forward, lambda derivative, g: (g * derivative,))
 
 
-def in_float32(f: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
-    """The function, computed in float32; the dtype stays."""
-    return lambda x: f(x.astype(jnp.float32)).astype(x.dtype)
-
-
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": gelu,
     "gelu_python": gelu,
