@@ -44,6 +44,12 @@ def gather(params: Mapping[str, jax.Array], cuts: Cuts, axis_name: str | None, d
     return {name: whole(name, value) for name, value in params.items()}
 
 
+def summed(gradient: jax.Array, axis_name: str | None, dimension: int, dtype: str) -> jax.Array:
+    """This device's part, along a dimension, of the sum of a gradient over devices in `dtype`; in the gradient's own dtype."""
+    narrow = gradient.astype(dtype)
+    return jax.lax.psum_scatter(narrow, axis_name, scatter_dimension=dimension, tiled=True).astype(gradient.dtype)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def whole(part: jax.Array, dimension: int, dtype: str, reduce_dtype: str = "float32") -> jax.Array:
     """An array from every device's part of it, rounded to `dtype` on the way; backwards each device gets its part of the sum,
@@ -58,8 +64,7 @@ def _gathered(part: jax.Array, dimension: int, dtype: str) -> jax.Array:
 
 
 def _scatter(dimension: int, dtype: str, reduce_dtype: str, _: None, gradient: jax.Array) -> tuple[jax.Array]:
-    narrow = gradient.astype(reduce_dtype)
-    return (jax.lax.psum_scatter(narrow, part_axis(), scatter_dimension=dimension, tiled=True).astype(gradient.dtype),)
+    return (summed(gradient, part_axis(), dimension, reduce_dtype),)
 
 
 whole.defvjp(lambda part, dimension, dtype, _: (_gathered(part, dimension, dtype), None), _scatter)  # seen by the policy below
@@ -113,9 +118,8 @@ def lookup(columns: jax.Array, ids: jax.Array, dtype: str) -> jax.Array:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _exchange(found: jax.Array, axis: str, dtype: str) -> jax.Array:
     """Everyone's rows, of which this device has some columns, to its own rows whole; backwards the reverse, in float32."""
-    return jax.lax.all_to_all(found.astype(dtype), axis, split_axis=0, concat_axis=found.ndim - 1, tiled=True).astype(
-        jnp.float32
-    )
+    rows = jax.lax.all_to_all(found.astype(dtype), axis, split_axis=0, concat_axis=found.ndim - 1, tiled=True)
+    return rows.astype(jnp.float32)
 
 
 def _exchange_back(axis: str, dtype: str, _: None, gradient: jax.Array) -> tuple[jax.Array]:
@@ -125,14 +129,9 @@ def _exchange_back(axis: str, dtype: str, _: None, gradient: jax.Array) -> tuple
 _exchange.defvjp(lambda found, axis, dtype: (_exchange(found, axis, dtype), None), _exchange_back)
 
 
-def scatter(gradients: Mapping[str, jax.Array], cuts: Cuts, axis_name: str | None, dtype: jnp.dtype) -> dict[str, jax.Array]:
+def scatter(gradients: Mapping[str, jax.Array], cuts: Cuts, axis_name: str | None, dtype: str) -> dict[str, jax.Array]:
     """Sums over devices, in `dtype`, of gradients that are all cut: of each only this device's part, float32."""
-
-    def part(name: str, value: jax.Array) -> jax.Array:
-        summed = jax.lax.psum_scatter(value.astype(dtype), axis_name, scatter_dimension=cuts[name], tiled=True)
-        return summed.astype(value.dtype)
-
-    return {name: part(name, value) for name, value in gradients.items()}
+    return {name: summed(value, axis_name, cuts[name], dtype) for name, value in gradients.items()}
 
 
 def norm(gradients: Mapping[str, jax.Array], cuts: Cuts, axis_name: str | None) -> jax.Array:

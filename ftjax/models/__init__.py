@@ -118,7 +118,7 @@ class Model:
         module = nnx.merge(self.graph, nnx.from_flat_state(leaves))
         module.remat, module.hidden_dtype = self.remat, self.hidden_dtype
         if isinstance(body := getattr(module, self.config.parts[0]), Decoder):
-            body.kernel = self.attention
+            body.attention = self.attention
         module.in_parts = any(isinstance(leaf, zero.Part) for path, leaf in leaves if ".layers." in names[path])
         module.stacks = self.stacks
         return module

@@ -26,6 +26,7 @@ from ftjax.random import dropout, fold_in
 Attention = Literal["reference", "splash", "interpreted"]
 """What computes attention, see `Decoder.fused`."""
 Fused = Callable[..., jax.Array]
+"""Attention in one kernel: `splash_attention` with segments and window given."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,7 +260,7 @@ class DecoderAttention(nnx.Module):
 
     read: int32 (batch,): the output of that position alone, (batch, 1, hidden).
     memory: new keys and values are put into it, and all that is in it is looked at.
-    fused: does the attention itself, from query, key and value, in one kernel, where neither of these is asked for.
+    fused: computes the mixed values from query, key and value in one kernel; taken with neither read, memory nor dropout.
     Comes with the keys and values.
     """
 
@@ -382,7 +383,7 @@ class Decoder(nnx.Module):
         self.kind_of = tuple(self.kinds.index(kind) for kind in config.kinds)
         self.windows = tuple(kind.window for kind in self.kinds)
         self.size, self.dtype = config.head_size, dtype
-        self.kernel: Attention = "reference"
+        self.attention: Attention = "reference"
 
     def embed(self, batch: Mapping[str, jax.Array], seeds: jax.Array | None) -> jax.Array:
         return self.embeddings(batch["input_ids"], token_positions(batch), seeds)
@@ -408,8 +409,8 @@ class Decoder(nnx.Module):
     def fused(self, kind: int, segments: jax.Array) -> Fused | None:
         """The kernel that does the attention of layers of a kind, if there is one for these rows here."""
         mapped = bool(jax.sharding.get_abstract_mesh().manual_axes)
-        interpreted = self.kernel == "interpreted"
-        taken = interpreted or (self.kernel == "splash" and mapped and self.dtype == jnp.bfloat16)
+        interpreted = self.attention == "interpreted"
+        taken = interpreted or (self.attention == "splash" and mapped and self.dtype == jnp.bfloat16)
         if not taken or not fits(segments.shape[1], self.size):
             return None
         return functools.partial(splash_attention, segments=segments, window=self.windows[kind], interpret=interpreted)

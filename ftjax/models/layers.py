@@ -150,8 +150,8 @@ class Dense(nnx.Module):
     dropout. With DoRA (Liu et al., 2024, https://arxiv.org/abs/2402.09353): x W + (g - 1) x̃ W + g s x̃ A B + b, where
     g = m / ‖W + s A B‖, column by column, and the norm counts as constant when gradients are taken (their section 4.3).
 
-    bias: whether there is one. narrow: the result has the dtype of x, as decoders keep it for the backward pass (XLA
-    makes more of an encoder's float32, which need not be kept). Seeds turn LoRA's dropout on.
+    bias: whether there is one. narrow: the result has the dtype of x, so that the backward pass keeps less; for
+    decoders, as the TPU's compiler makes a slower step of encoders so (docs/performance.md). Seeds turn LoRA's dropout on.
     """
 
     def __init__(
