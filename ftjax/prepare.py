@@ -377,6 +377,11 @@ def layout_of(
         reset_cache()  # or JAX goes by what it was when first used
     if config.parallel == "pmap" and (layout.mesh.size > layout.mesh.shape[DATA] or jax.process_count() > 1):
         raise InputError("--parallel pmap: knows the data axis alone, in one process; leave it out, or take --mesh data=N.")
+    if config.reduce_dtype != "float32" and layout.mesh.size > 1 and (layout.part is None or layout.tensor > 1):
+        raise InputError(
+            f"--reduce-dtype {config.reduce_dtype}: is for gradients of which every device gets a part, so not for --sharding "
+            "replicated, --parallel pmap or a tensor axis; leave it out, or take --mesh data=N or fsdp=N with --sharding zero1."
+        )
     check_batch_size(config.batch_size, config.gradient_accumulation, layout.row_shards)
     return layout
 

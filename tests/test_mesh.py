@@ -189,6 +189,12 @@ def test_meshes_and_their_mistakes():
         read_mesh("data=4", 8, processes=2)
 
 
+@pytest.mark.parametrize("changes", ({"sharding": "replicated"}, {"parallel": "pmap"}, {"mesh": "data=4,tensor=2"}))
+def test_a_reduce_dtype_without_effect_is_refused(tiny_bert, few_reviews, tmp_path, changes):
+    with pytest.raises(InputError, match="--reduce-dtype bfloat16: is for gradients of which every device gets a part"):
+        prepared(tiny_bert, few_reviews, tmp_path, reduce_dtype="bfloat16", **changes)
+
+
 def test_a_part_reads_as_the_whole_and_its_gradient_is_a_part_of_the_sum():
     from ftjax.zero import whole
 

@@ -56,6 +56,8 @@ def search(config: PlanConfig, devices: Sequence[jax.Device], chip: Chip | None,
     """
     tried: list[dict[str, Any]] = []
     shardings: tuple[Literal["zero1", "replicated"], ...] = ("zero1", "replicated") if len(devices) > 1 else ("replicated",)
+    if config.reduce_dtype != "float32":
+        shardings = ("zero1",)  # the one that keeps parts
     remats: tuple[Literal["none", "full"], ...] = ("none", "full")
     for remat, sharding in [(remat, sharding) for remat in remats for sharding in shardings]:
         size, before = config.batch_size, 0.0
