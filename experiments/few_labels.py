@@ -2,6 +2,7 @@
 
     python experiments/few_labels.py --output runs/few-labels                       # everything: hours on 2 cores
     python experiments/few_labels.py --output runs/few-labels --labels 64 --methods full self-training --seeds 0
+    python experiments/few_labels.py --output runs/few-labels --finished            # the table and plot of what there is
 
 The labels are those of a few rows drawn by the seed; all other training sentences are given without labels. The test
 split is scored once a run and chooses nothing; there is no validation split, since with few labels nobody has one:
@@ -62,26 +63,53 @@ def self_training(labels: int, start: Path) -> tuple[object, ...]:
     )
 
 
+def contrastive(labels: int, start: Path) -> tuple[object, ...]:
+    """`full`, and beside it SimCSE on all rows: L + 0.1 L_self."""
+    return (
+        *("--model", start, "--method", "self-supervised", "--self-supervised-loss", "contrastive=0.1"),
+        *("--learning-rate", "5e-5", "--epochs", epochs(labels)),
+    )
+
+
 METHODS: dict[str, Callable[[int, Path], tuple[object, ...]]] = {
     "full": full,
     "mean": mean,
     "pairs": pairs,
     "descriptions": descriptions,
     "self-training": self_training,
+    "contrastive": contrastive,
 }
-LABELS = (0, 16, 64, 256, 512, 1024, reviews.SPLITS["train"])
+EVERY = reviews.SPLITS["train"]
+LABELS = (0, 16, 64, 256, 512, 1024, EVERY)
+Found = dict[str, dict[int, dict[int, float]]]
+"""Method -> number of labels -> seed -> test accuracy."""
 FROM_DESCRIPTIONS = ("descriptions", "self-training")
 """The methods that begin with what zero labels give."""
 
 MAJORITY = 0.552
 """Share of the more frequent class among the test sentences."""
-PYTORCH = {64: (0.562, 0.588, 0.654, 0.561, 0.554), 512: (0.749, 0.753, 0.770), reviews.SPLITS["train"]: (0.845, 0.831, 0.838)}
+PYTORCH = {64: (0.562, 0.588, 0.654, 0.561, 0.554), 512: (0.749, 0.753, 0.770), EVERY: (0.845, 0.831, 0.838)}
 """Test accuracies of PyTorch's Trainer with the recipe of `full`, seeds 0, 1, ..., measured once on another machine."""
 
 
 def ftjax(*arguments: object) -> None:
     """One command, in a process of its own."""
     subprocess.run([sys.executable, "-m", "ftjax", *map(str, arguments)], check=True)
+
+
+def applies(method: str, labels: int) -> bool:
+    """Whether a method is tried with so many labels."""
+    if labels == 0:
+        return method == "descriptions"  # without labels there is one way only, with which both begin that need it
+    if method == "contrastive":
+        return labels >= EVERY  # the question is what it adds where nothing is missing
+    return method != "self-training" or labels < EVERY  # it needs rows without a label
+
+
+def finished(method: str, labels: int, seed: int, output: Path) -> bool:
+    """Whether a run has been done."""
+    name = f"{method}-{labels}" if labels else "twenty-five"
+    return (output / f"{name}-seed{seed}" / "result.json").exists()
 
 
 def run(method: str, labels: int, seed: int, files: dict[str, Path], output: Path, precision: str) -> float:
@@ -92,7 +120,7 @@ def run(method: str, labels: int, seed: int, files: dict[str, Path], output: Pat
     directory = output / f"{method}-{labels}-seed{seed}"
     if not (directory / "result.json").exists():
         model = Path(start["model"]) if start else reviews.model_dir()
-        few = ("--labels-per-class", labels // 2) if labels < max(LABELS) else ()
+        few = ("--labels-per-class", labels // 2) if labels < EVERY else ()
         ftjax(
             *("train", *METHODS[method](labels, model), *few, "--train-file", files["train"], "--test-file", files["test"]),
             *("--seed", seed, *TRAIN, "--precision", precision, "--output", directory, "--resume"),
@@ -100,7 +128,19 @@ def run(method: str, labels: int, seed: int, files: dict[str, Path], output: Pat
     return json.loads((directory / "result.json").read_text(encoding="utf-8"))["test"]["accuracy"]
 
 
-def plot(found: dict[str, dict[int, list[float]]], path: Path) -> None:
+def table_of(found: Found, columns: list[int]) -> str:
+    """Mean, standard deviation and number of seeds; below them what a method adds to `full` on the same seeds."""
+    lines = [["method", *(f"{n:,}" if n < EVERY else "all" for n in columns)], ["---"] * (len(columns) + 1)]
+    lines += [[m, *(zero_labels.spread([*by[n].values()]) if n in by else "–" for n in columns)] for m, by in found.items()]
+    full = found.get("full", {})
+    for method, by_labels in found.items():
+        both = {n: [seen[s] - full[n][s] for s in seen if s in full[n]] for n, seen in by_labels.items() if n in full}
+        if method != "full" and any(both.values()):
+            lines.append([f"{method} - full", *(zero_labels.spread(both[n]) if both.get(n) else "–" for n in columns)])
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def plot(found: Found, path: Path) -> None:
     """Accuracy over the number of labels: mean and standard deviation over the seeds, one line a method."""
     import matplotlib
 
@@ -108,8 +148,8 @@ def plot(found: dict[str, dict[int, list[float]]], path: Path) -> None:
     matplotlib.rcParams["svg.fonttype"] = "none"
     import matplotlib.pyplot as plt
 
-    every, none = max(LABELS), 5  # on a logarithmic axis zero needs a place of its own
-    lines = [(found[name], name, {}) for name in METHODS if name in found]
+    none = 5  # on a logarithmic axis zero needs a place of its own
+    lines = [({n: [*by.values()] for n, by in found[name].items()}, name, {}) for name in METHODS if name in found]
     lines.append((PYTORCH, "full, PyTorch", {"color": "grey", "linestyle": "--"}))
     figure, axes = plt.subplots(figsize=(7.2, 4.4), layout="constrained")
     for number, (by_labels, name, style) in enumerate(lines):
@@ -118,13 +158,13 @@ def plot(found: dict[str, dict[int, list[float]]], path: Path) -> None:
         spread = [statistics.stdev(by_labels[n]) if len(by_labels[n]) > 1 else 0.0 for n in numbers]
         aside = 1.04 ** (number - len(lines) / 2)  # or bars would hide each other
         places = [max(n, none) * aside for n in numbers]
-        axes.errorbar(places, means, spread, marker="os^DvP"[number], markersize=5, capsize=3, label=name, **style)
+        axes.errorbar(places, means, spread, marker="os^DvPX"[number], markersize=5, capsize=3, label=name, **style)
     axes.axhline(MAJORITY, color="grey", linestyle=":", linewidth=1)
     beside = {"transform": axes.get_yaxis_transform(), "color": "grey", "fontsize": 9}
     axes.text(0.01, MAJORITY + 0.003, "majority class", **beside)
     ticks = sorted({n for by_labels, *_ in lines for n in by_labels})
     axes.set(xscale="log", xlabel="labelled sentences", ylabel="test accuracy, mean ± std over seeds")
-    axes.set_xticks([max(n, none) for n in ticks], ["all" if n == every else f"{n:,}" for n in ticks])
+    axes.set_xticks([max(n, none) for n in ticks], ["all" if n == EVERY else f"{n:,}" for n in ticks])
     axes.minorticks_off()
     axes.grid(axis="y", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
@@ -139,22 +179,18 @@ if __name__ == "__main__":
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--precision", default="bfloat16", help="float32 is faster on a CPU without AMX")
+    parser.add_argument("--finished", action="store_true", help="train nothing; take the runs that are there")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     files = reviews.write(Path("data/reviews"))
     found: dict[str, dict[int, list[float]]] = {}
     for labels in options.labels:
         for method in options.methods:
-            if labels == 0 and method not in FROM_DESCRIPTIONS:
-                continue  # without labels there is one way only, which both begin with
-            if labels >= max(LABELS) and method == "self-training":
-                continue  # no row is left without a label
-            accuracies = [run(method, labels, s, files, options.output, options.precision) for s in options.seeds]
-            found.setdefault(method, {})[labels] = accuracies
-    columns = list(options.labels)
-    lines = [["method", *map(str, columns)], ["---"] * (len(columns) + 1)]
-    lines += [[m, *(zero_labels.spread(by[n]) if n in by else "–" for n in columns)] for m, by in found.items()]
-    table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+            seeds = [s for s in options.seeds if not options.finished or finished(method, labels, s, options.output)]
+            if seeds and applies(method, labels):
+                accuracies = {s: run(method, labels, s, files, options.output, options.precision) for s in seeds}
+                found.setdefault(method, {})[labels] = accuracies
+    table = table_of(found, options.labels)
     (options.output / "table.md").write_text(table + "\n", encoding="utf-8")
     plot(found, options.output / "accuracy-labels.svg")
     print(table)

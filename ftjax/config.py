@@ -214,7 +214,7 @@ class TrainConfig:
     """What layers hand on and keep for the backward pass; sums, norms and activations are computed in float32. auto:
     --precision on TPUs and GPUs, where it saves time and memory; float32 on CPUs, where it costs time."""
     reduce_dtype: Literal["float32", "bfloat16"] = "float32"
-    """In what gradients are summed over devices that keep parts of parameters (zero1, fsdp); bfloat16 halves what is sent."""
+    """In what gradients are sent to be summed over devices that keep parts of parameters (zero1, fsdp); bfloat16 halves it."""
     remat: Literal["none", "dots", "full"] = "none"
     """What the backward pass computes again instead of keeping it, which takes less memory and more time: nothing; all
     inside a layer but the outputs of its dense layers (dots); or all inside a layer (full). For accelerators: on CPUs the

@@ -99,6 +99,21 @@ def split_batch(batch: Any, devices: int) -> Any:
     return jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), batch)
 
 
+TPU_OPTIONS = {"xla_tpu_enable_async_all_to_all": True}
+"""Lets `ftjax.zero.exchanged` run beside what is computed."""
+
+
+def compiled(lowered: Any, platform: str) -> Any:
+    """The program of what has been lowered; for TPUs with `TPU_OPTIONS`, where their compiler knows those."""
+    if platform == "tpu":
+        try:
+            return lowered.compile(compiler_options=TPU_OPTIONS)
+        except jax.errors.JaxRuntimeError as error:
+            if not any(name in str(error) for name in TPU_OPTIONS):
+                raise
+    return lowered.compile()
+
+
 class Compiled:
     """A step compiled once for every shape of batch it meets, with the time that took.
 
@@ -133,7 +148,7 @@ class Compiled:
         shapes = tuple((name, value.shape) for name, value in arguments[-1].items())
         if shapes not in self.programs:
             start = time.perf_counter()
-            self.programs[shapes] = self._jitted.lower(*arguments).compile()
+            self.programs[shapes] = compiled(self._jitted.lower(*arguments), self.mesh.devices.flat[0].platform)
             self.seconds += time.perf_counter() - start
         return self.programs[shapes]
 

@@ -169,7 +169,7 @@ def gradients(
         sums, _ = jax.lax.scan(lambda sums, part: (jax.tree.map(jnp.add, sums, measured(part)), None), zeros, parts)
     total, metrics, found = sums
     summed_apart = everywhere({n: found.pop(n) for n in apart}, tuple(axis for axis in axes if axis != part))
-    scattered = zero.scatter({n: found.pop(n) for n in gathered}, gathered, part, reduce_dtype)
+    scattered = zero.scatter({n: found.pop(n) for n in gathered}, gathered, part, reduce_dtype, at_once)
     total, metrics, found = everywhere((total, metrics, found))
     found = found | scattered | summed_apart
     norm = zero.norm(found, cuts, part) if cuts else optax.tree.norm(found)

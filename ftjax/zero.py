@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ftjax.sharding import DATA, FSDP
+from ftjax.stacked import is_stack
 
 Cuts = Mapping[str, int]
 """Parameter name -> the dimension that is cut; names that are not there stay whole."""
@@ -44,10 +45,42 @@ def gather(params: Mapping[str, jax.Array], cuts: Cuts, axis_name: str | None, d
     return {name: whole(name, value) for name, value in params.items()}
 
 
+DIRECT = 8
+"""Among so many devices at most are parts of a sum sent to where they belong; over more the ways get long."""
+
+
 def summed(gradient: jax.Array, axis_name: str | None, dimension: int, dtype: str) -> jax.Array:
-    """This device's part, along a dimension, of the sum of a gradient over devices in `dtype`; in the gradient's own dtype."""
+    """This device's part, along a dimension, of a gradient's sum over devices, sent in `dtype`; in the gradient's own dtype.
+
+    Everywhere a reduce-scatter, but among few chips of a TPU: its compiler lets nothing else run meanwhile, whereas it hides an
+    exchange (`ftjax.parallel.TPU_OPTIONS`) behind what is computed. The chips then add, in the gradient's dtype, what they got.
+    """
+    add = functools.partial(scattered, axis_name=axis_name, dimension=dimension, dtype=dtype)
+    if jax.lax.axis_size(axis_name) > DIRECT:
+        return add(gradient)
+    return jax.lax.platform_dependent(gradient, tpu=functools.partial(exchanged, **add.keywords), default=add)
+
+
+def scattered(gradient: jax.Array, axis_name: str | None, dimension: int, dtype: str) -> jax.Array:
+    """See `summed`: added on the way, in `dtype`."""
     narrow = gradient.astype(dtype)
     return jax.lax.psum_scatter(narrow, axis_name, scatter_dimension=dimension, tiled=True).astype(gradient.dtype)
+
+
+def exchanged(gradient: jax.Array, axis_name: str | None, dimension: int, dtype: str) -> jax.Array:
+    """See `summed`: every device sends every other its part, which adds them pairwise.
+
+    One by one, not as a sum over an axis: the compiler computes that in the instruction that reads it, in half of the time.
+    """
+    number = jax.lax.axis_size(axis_name)
+    shape = (*gradient.shape[:dimension], number, -1, *gradient.shape[dimension + 1 :])
+    mine = gradient.astype(dtype).reshape(shape)
+    parts = jax.lax.all_to_all(mine, axis_name, split_axis=dimension, concat_axis=dimension).astype(gradient.dtype)
+    terms = [jax.lax.index_in_dim(parts, i, dimension, keepdims=False) for i in range(number)]
+    while len(terms) > 1:
+        pairs = zip(terms[::2], terms[1::2], strict=False)
+        terms = [a + b for a, b in pairs] + terms[len(terms) // 2 * 2 :]
+    return terms[0]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
@@ -129,9 +162,16 @@ def _exchange_back(axis: str, dtype: str, _: None, gradient: jax.Array) -> tuple
 _exchange.defvjp(lambda found, axis, dtype: (_exchange(found, axis, dtype), None), _exchange_back)
 
 
-def scatter(gradients: Mapping[str, jax.Array], cuts: Cuts, axis_name: str | None, dtype: str) -> dict[str, jax.Array]:
-    """Sums over devices, in `dtype`, of gradients that are all cut: of each only this device's part, float32."""
-    return {name: summed(value, axis_name, cuts[name], dtype) for name, value in gradients.items()}
+def scatter(
+    gradients: Mapping[str, jax.Array], cuts: Cuts, axis_name: str | None, dtype: str, at_once: bool
+) -> dict[str, jax.Array]:
+    """Sums over devices, sent in `dtype`, of gradients that are all cut: of each only this device's part, float32.
+
+    at_once: whether each is known while the backward pass goes on, not all at the end of the last microbatch. A stack of
+    layers is complete at the end only. What is known at the end has nothing to hide behind.
+    """
+    hidden = {name: at_once and not is_stack(name) for name in gradients}
+    return {n: (summed if hidden[n] else scattered)(value, axis_name, cuts[n], dtype) for n, value in gradients.items()}
 
 
 def norm(gradients: Mapping[str, jax.Array], cuts: Cuts, axis_name: str | None) -> jax.Array:

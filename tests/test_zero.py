@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import random_batch, tiny_model
@@ -114,6 +115,24 @@ def test_gradients_are_summed_in_parts_and_no_large_array_is_summed_whole():
     text = program.as_text()
     assert "reduce-scatter(" in text
     assert "all-gather(" in text
+
+
+@pytest.mark.parametrize("devices", (2, 3, 8))
+@pytest.mark.parametrize("dimension", (0, 1))
+def test_parts_that_are_exchanged_and_added_are_those_of_the_sum(devices, dimension):
+    shape = (devices, 24, 48)
+    gradients = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    part = jax.P("data") if dimension == 0 else jax.P(None, "data")
+
+    def over_devices(how, dtype):
+        one = lambda g: how(g[0], "data", dimension, dtype)  # noqa: E731
+        mesh = data_mesh(jax.devices()[:devices])
+        return jax.jit(jax.shard_map(one, mesh=mesh, in_specs=jax.P("data"), out_specs=part, check_vma=False))(gradients)
+
+    np.testing.assert_allclose(over_devices(zero.exchanged, "float32"), gradients.sum(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(over_devices(zero.summed, "float32"), over_devices(zero.scattered, "float32"))
+    rounded = gradients.astype(jnp.bfloat16).astype(np.float32).sum(0)  # sent in bfloat16, added in float32
+    np.testing.assert_allclose(over_devices(zero.exchanged, "bfloat16"), rounded, rtol=1e-5, atol=1e-6)
 
 
 def test_the_norm_is_that_of_all_parts():

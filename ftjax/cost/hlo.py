@@ -337,7 +337,11 @@ class Times:
 
 
 def wire_bytes(module: Module, each: Instruction, computation: str) -> float:
-    """Bytes that one device sends for a collective among n on a ring: n - 1 of n parts, twice for a sum that all get."""
+    """Bytes over the links of one device for a collective among n on a ring: n - 1 of n parts, twice for a sum that all get.
+
+    Of an all-to-all, every part passes the devices between, which are n / 4 on the mean; a torus of more dimensions has shorter
+    ways, so this is rather too much.
+    """
     kind, inside = collective(each), module.by_name[computation]
     given = sum(inside[name].bytes for name in each.operands if name in inside)
     if kind == "collective-permute":
@@ -351,6 +355,8 @@ def wire_bytes(module: Module, each: Instruction, computation: str) -> float:
         case "all-reduce":
             result = each.bytes if each.opcode == kind else 0
             return 2 * max(given, result) * (n - 1) / n
+        case "all-to-all":
+            return given * (n * n // 4) / n
     return given * (n - 1) / n
 
 

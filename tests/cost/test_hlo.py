@@ -139,6 +139,7 @@ def test_a_collective_that_blocks_adds_its_time():
         ("%r = f32[16]{0} reduce-scatter(%p), replica_groups=[1,4]<=[4], dimensions={0}", 256 * 3 / 4),
         ("%r = f32[256]{0} all-gather(%p), replica_groups={}, dimensions={0}", 3 * 256),
         ("%r = f32[64]{0} collective-permute(%p), source_target_pairs={{0,1},{1,0}}", 256),
+        ("%r = f32[64]{0} all-to-all(%p), replica_groups={{0,1,2,3}}, dimensions={0}", 64 * (1 + 2 + 1)),
     ],
 )
 def test_bytes_over_the_links_of_one_device(line, sent):
