@@ -52,11 +52,12 @@ DIRECT = 8
 def summed(gradient: jax.Array, axis_name: str | None, dimension: int, dtype: str) -> jax.Array:
     """This device's part, along a dimension, of a gradient's sum over devices, sent in `dtype`; in the gradient's own dtype.
 
-    Everywhere a reduce-scatter, but among few chips of a TPU: its compiler lets nothing else run meanwhile, whereas it hides an
-    exchange (`ftjax.parallel.TPU_OPTIONS`) behind what is computed. The chips then add, in the gradient's dtype, what they got.
+    Everywhere a reduce-scatter, but of bfloat16 among few chips of a TPU: its compiler lets nothing else run meanwhile, whereas
+    it hides an exchange (`ftjax.parallel.TPU_OPTIONS`) behind what is computed. The chips then add, in the gradient's dtype,
+    what they got. Of float32 too much would be sent, and copied: BERT-base, 8 chips, 24.3 ms a step instead of 21.0, predicted.
     """
     add = functools.partial(scattered, axis_name=axis_name, dimension=dimension, dtype=dtype)
-    if jax.lax.axis_size(axis_name) > DIRECT:
+    if jnp.dtype(dtype) == gradient.dtype or jax.lax.axis_size(axis_name) > DIRECT:
         return add(gradient)
     return jax.lax.platform_dependent(gradient, tpu=functools.partial(exchanged, **add.keywords), default=add)
 
@@ -68,7 +69,7 @@ def scattered(gradient: jax.Array, axis_name: str | None, dimension: int, dtype:
 
 
 def exchanged(gradient: jax.Array, axis_name: str | None, dimension: int, dtype: str) -> jax.Array:
-    """See `summed`: every device sends every other its part, which adds them pairwise.
+    """See `summed`: every device sends every other its part, which adds them.
 
     One by one, not as a sum over an axis: the compiler computes that in the instruction that reads it, in half of the time.
     """
@@ -77,10 +78,7 @@ def exchanged(gradient: jax.Array, axis_name: str | None, dimension: int, dtype:
     mine = gradient.astype(dtype).reshape(shape)
     parts = jax.lax.all_to_all(mine, axis_name, split_axis=dimension, concat_axis=dimension).astype(gradient.dtype)
     terms = [jax.lax.index_in_dim(parts, i, dimension, keepdims=False) for i in range(number)]
-    while len(terms) > 1:
-        pairs = zip(terms[::2], terms[1::2], strict=False)
-        terms = [a + b for a, b in pairs] + terms[len(terms) // 2 * 2 :]
-    return terms[0]
+    return functools.reduce(jnp.add, terms)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
