@@ -49,6 +49,11 @@ def pairs(labels: int, start: Path) -> tuple[object, ...]:
     )
 
 
+def described(labels: int, start: Path) -> tuple[object, ...]:
+    """The labelled rows alone, but with the head that the descriptions give, not with one drawn at random."""
+    return ("--model", start.parents[1] / "round-0" / "model", *full(labels, start)[2:])
+
+
 def descriptions(labels: int, start: Path) -> tuple[object, ...]:
     """The labelled rows alone, but from the model that descriptions and unlabelled rows have made (`ftjax zero-shot`)."""
     return ("--model", start, "--method", "full", "--learning-rate", "2e-5", "--epochs", epochs(labels))
@@ -75,6 +80,7 @@ METHODS: dict[str, Callable[[int, Path], tuple[object, ...]]] = {
     "full": full,
     "mean": mean,
     "pairs": pairs,
+    "described": described,
     "descriptions": descriptions,
     "self-training": self_training,
     "contrastive": contrastive,
@@ -83,7 +89,7 @@ EVERY = reviews.SPLITS["train"]
 LABELS = (0, 16, 64, 256, 512, 1024, EVERY)
 Found = dict[str, dict[int, dict[int, float]]]
 """Method -> number of labels -> seed -> test accuracy."""
-FROM_DESCRIPTIONS = ("descriptions", "self-training")
+FROM_DESCRIPTIONS = ("described", "descriptions", "self-training")
 """The methods that begin with what zero labels give."""
 
 MAJORITY = 0.552
@@ -158,7 +164,7 @@ def plot(found: Found, path: Path) -> None:
         spread = [statistics.stdev(by_labels[n]) if len(by_labels[n]) > 1 else 0.0 for n in numbers]
         aside = 1.04 ** (number - len(lines) / 2)  # or bars would hide each other
         places = [max(n, none) * aside for n in numbers]
-        axes.errorbar(places, means, spread, marker="os^DvPX"[number], markersize=5, capsize=3, label=name, **style)
+        axes.errorbar(places, means, spread, marker="os^DvPX*"[number], markersize=5, capsize=3, label=name, **style)
     axes.axhline(MAJORITY, color="grey", linestyle=":", linewidth=1)
     beside = {"transform": axes.get_yaxis_transform(), "color": "grey", "fontsize": 9}
     axes.text(0.01, MAJORITY + 0.003, "majority class", **beside)
