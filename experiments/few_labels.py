@@ -51,7 +51,7 @@ def pairs(labels: int, start: Path) -> tuple[object, ...]:
 
 def described(labels: int, start: Path) -> tuple[object, ...]:
     """The labelled rows alone, but with the head that the descriptions give, not with one drawn at random."""
-    return ("--model", start.parents[1] / "round-0" / "model", *full(labels, start)[2:])
+    return full(labels, start.parents[1] / "round-0" / "model")
 
 
 def descriptions(labels: int, start: Path) -> tuple[object, ...]:
@@ -68,14 +68,6 @@ def self_training(labels: int, start: Path) -> tuple[object, ...]:
     )
 
 
-def contrastive(labels: int, start: Path) -> tuple[object, ...]:
-    """`full`, and beside it SimCSE on all rows: L + 0.1 L_self."""
-    return (
-        *("--model", start, "--method", "self-supervised", "--self-supervised-loss", "contrastive=0.1"),
-        *("--learning-rate", "5e-5", "--epochs", epochs(labels)),
-    )
-
-
 METHODS: dict[str, Callable[[int, Path], tuple[object, ...]]] = {
     "full": full,
     "mean": mean,
@@ -83,7 +75,6 @@ METHODS: dict[str, Callable[[int, Path], tuple[object, ...]]] = {
     "described": described,
     "descriptions": descriptions,
     "self-training": self_training,
-    "contrastive": contrastive,
 }
 EVERY = reviews.SPLITS["train"]
 LABELS = (0, 16, 64, 256, 512, 1024, EVERY)
@@ -107,8 +98,6 @@ def applies(method: str, labels: int) -> bool:
     """Whether a method is tried with so many labels."""
     if labels == 0:
         return method == "descriptions"  # without labels there is one way only, with which both begin that need it
-    if method == "contrastive":
-        return labels >= EVERY  # the question is what it adds where nothing is missing
     return method != "self-training" or labels < EVERY  # it needs rows without a label
 
 
@@ -164,7 +153,7 @@ def plot(found: Found, path: Path) -> None:
         spread = [statistics.stdev(by_labels[n]) if len(by_labels[n]) > 1 else 0.0 for n in numbers]
         aside = 1.04 ** (number - len(lines) / 2)  # or bars would hide each other
         places = [max(n, none) * aside for n in numbers]
-        axes.errorbar(places, means, spread, marker="os^DvPX*"[number], markersize=5, capsize=3, label=name, **style)
+        axes.errorbar(places, means, spread, marker="os^DvPX"[number], markersize=5, capsize=3, label=name, **style)
     axes.axhline(MAJORITY, color="grey", linestyle=":", linewidth=1)
     beside = {"transform": axes.get_yaxis_transform(), "color": "grey", "fontsize": 9}
     axes.text(0.01, MAJORITY + 0.003, "majority class", **beside)
