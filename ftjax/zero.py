@@ -56,10 +56,11 @@ def summed(gradient: jax.Array, axis_name: str | None, dimension: int, dtype: st
     it hides an exchange (`ftjax.parallel.TPU_OPTIONS`) behind what is computed. The chips then add, in the gradient's dtype,
     what they got. Of float32 too much would be sent, and copied: BERT-base, 8 chips, 24.3 ms a step instead of 21.0, predicted.
     """
-    add = functools.partial(scattered, axis_name=axis_name, dimension=dimension, dtype=dtype)
+    how = {"axis_name": axis_name, "dimension": dimension, "dtype": dtype}
     if jnp.dtype(dtype) == gradient.dtype or jax.lax.axis_size(axis_name) > DIRECT:
-        return add(gradient)
-    return jax.lax.platform_dependent(gradient, tpu=functools.partial(exchanged, **add.keywords), default=add)
+        return scattered(gradient, **how)
+    ways = {"tpu": functools.partial(exchanged, **how), "default": functools.partial(scattered, **how)}
+    return jax.lax.platform_dependent(gradient, **ways)
 
 
 def scattered(gradient: jax.Array, axis_name: str | None, dimension: int, dtype: str) -> jax.Array:
@@ -169,8 +170,12 @@ def scatter(
     at_once: whether each is known while the backward pass goes on, not all at the end of the last microbatch. A stack of
     layers is complete at the end only. What is known at the end has nothing to hide behind.
     """
-    hidden = {name: at_once and not is_stack(name) for name in gradients}
-    return {n: (summed if hidden[n] else scattered)(value, axis_name, cuts[n], dtype) for n, value in gradients.items()}
+
+    def add(name: str, value: jax.Array) -> jax.Array:
+        way = summed if at_once and not is_stack(name) else scattered
+        return way(value, axis_name, cuts[name], dtype)
+
+    return {name: add(name, value) for name, value in gradients.items()}
 
 
 def norm(gradients: Mapping[str, jax.Array], cuts: Cuts, axis_name: str | None) -> jax.Array:

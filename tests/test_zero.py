@@ -13,7 +13,7 @@ from ftjax.objectives import Term
 from ftjax.objectives.classification import Classification
 from ftjax.objectives.masked_lm import MaskedLM
 from ftjax.optimizer import adamw
-from ftjax.parallel import Compiled, parallel_step
+from ftjax.parallel import TPU_OPTIONS, Compiled, compiled, parallel_step
 from ftjax.partition import label
 from ftjax.sharding import Layout, data_mesh, spec
 from ftjax.step import apart, create_state
@@ -133,6 +133,13 @@ def test_parts_that_are_exchanged_and_added_are_those_of_the_sum(devices, dimens
     np.testing.assert_array_equal(over_devices(zero.summed, "float32"), over_devices(zero.scattered, "float32"))
     rounded = gradients.astype(jnp.bfloat16).astype(np.float32).sum(0)  # sent in bfloat16, added in float32
     np.testing.assert_allclose(over_devices(zero.exchanged, "bfloat16"), rounded, rtol=1e-5, atol=1e-6)
+
+
+def test_a_compiler_that_does_not_know_the_options_for_tpus_compiles_without_them():
+    lowered = jax.jit(lambda x: x + 1.0).lower(jnp.ones(3))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="No such compile option"):
+        lowered.compile(compiler_options=TPU_OPTIONS)
+    np.testing.assert_array_equal(compiled(lowered, "tpu")(jnp.ones(3)), np.full(3, 2.0))
 
 
 def test_the_norm_is_that_of_all_parts():
