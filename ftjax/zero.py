@@ -56,11 +56,11 @@ def summed(gradient: jax.Array, axis_name: str | None, dimension: int, dtype: st
     it hides an exchange (`ftjax.parallel.TPU_OPTIONS`) behind what is computed. The chips then add, in the gradient's dtype,
     what they got. Of float32 too much would be sent, and copied: BERT-base, 8 chips, 24.3 ms a step instead of 21.0, predicted.
     """
-    how = {"axis_name": axis_name, "dimension": dimension, "dtype": dtype}
+    ways = (scattered, exchanged)
+    add, send = (functools.partial(way, axis_name=axis_name, dimension=dimension, dtype=dtype) for way in ways)
     if jnp.dtype(dtype) == gradient.dtype or jax.lax.axis_size(axis_name) > DIRECT:
-        return scattered(gradient, **how)
-    ways = {"tpu": functools.partial(exchanged, **how), "default": functools.partial(scattered, **how)}
-    return jax.lax.platform_dependent(gradient, **ways)
+        return add(gradient)
+    return jax.lax.platform_dependent(gradient, tpu=send, default=add)
 
 
 def scattered(gradient: jax.Array, axis_name: str | None, dimension: int, dtype: str) -> jax.Array:
