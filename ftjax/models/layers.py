@@ -236,7 +236,25 @@ class Embedding(nnx.Module):
         table = self.embedding.get_raw_value()
         if table.shape[1] < self.features:
             return zero.lookup(table, ids, self.embedding.get_metadata("rounded"))
-        return self.embedding[...][ids].astype(jnp.float32)
+        table = self.embedding[...]
+        found = chosen(table, ids) if table.shape[0] <= FEW else table[ids]
+        return found.astype(jnp.float32)
+
+
+FEW = 4
+"""Of so many rows at most each is a case of its own; more are looked up in memory, and their gradients added up there."""
+
+
+def chosen(table: jax.Array, ids: jax.Array) -> jax.Array:
+    """Rows (..., features) of a table (size, features) by ids (...), each below its size.
+
+    The same as looking them up, but computed with whatever reads them: 0.08 ms of a BERT-base step of 18, predicted for v5e.
+    """
+    shape = (*ids.shape, table.shape[1])
+    found = jnp.broadcast_to(table[0], shape)
+    for i in range(1, table.shape[0]):
+        found = jnp.where((ids == i)[..., None], jnp.broadcast_to(table[i], shape), found)
+    return found
 
 
 def residual(hidden: jax.Array, update: jax.Array) -> jax.Array:

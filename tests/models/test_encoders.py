@@ -11,6 +11,7 @@ from torch_reference import inputs_for
 
 from ftjax.errors import InputError
 from ftjax.models import Lora
+from ftjax.models.layers import FEW, chosen
 from ftjax.partition import label
 from ftjax.pretrained import load_pretrained, save_pretrained
 from ftjax.pretrained.load import add_lora
@@ -318,3 +319,15 @@ def test_distance_buckets_are_pytorchs():
             theirs = T5Attention._relative_position_bucket(way, not causal, buckets, furthest).numpy()
             ours = relative_buckets(length, length, buckets=buckets, max_distance=furthest, causal=causal)
             assert np.array_equal(ours, theirs), (buckets, furthest, causal)
+
+
+def test_rows_of_a_small_table_are_chosen_as_they_are_looked_up():
+    table = jax.random.normal(jax.random.key(0), (FEW, 6))
+    ids = jax.random.randint(jax.random.key(1), (3, 5), 0, FEW)
+    weights = jax.random.normal(jax.random.key(2), (3, 5, 6))
+    np.testing.assert_array_equal(chosen(table, ids), table[ids])
+    ours, reference = (
+        jax.grad(lambda table, rows=rows: (rows(table, ids) * weights).sum())(table)
+        for rows in (chosen, lambda table, ids: table[ids])
+    )
+    np.testing.assert_allclose(ours, reference, rtol=1e-5, atol=1e-6)
