@@ -15,9 +15,9 @@ from decoders import FAMILIES, SMALL, decoder_inputs, decoder_logits, positions,
 from safetensors.numpy import load_file, save_file
 from test_pretrained import expect, same_bytes
 
-from ftjax.models import CONFIGS, build
+from ftjax.models import CONFIGS, build, rope
 from ftjax.models import FAMILIES as ARCHITECTURES
-from ftjax.models.rope import Rope
+from ftjax.models.rope import Rope, rotate
 from ftjax.objectives.classification import Classification, class_logits
 from ftjax.partition import label, treat
 from ftjax.prefix import prefix_step
@@ -211,6 +211,19 @@ def test_what_frozen_layers_give_may_stand_for_the_tokens(scan):
         prefix = jax.jit(prefix_step(frozen))(params, batch)
         rest = {"prefix": prefix} | ({} if stop == 3 else {"attention_mask": batch["attention_mask"]})
         assert np.abs(np.asarray(run(frozen, params, rest)) - expected).max() <= 1e-5, spec
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_halves_swapped_by_a_product_turn_as_they_do_apart_and_gradients_turn_back(size):
+    x, gradient = jax.random.normal(jax.random.key(0), (2, 2, 16, 3, size)).astype(jnp.bfloat16)
+    rotation = Rope().rotation(jnp.broadcast_to(jnp.arange(16), (2, 16)), size)
+    angles = tuple(part[:, :, None] for part in rotation)
+    halves = functools.partial(rope._by_halves, cos=angles[0], sin=angles[1])
+    np.testing.assert_array_equal(rope._by_product(x, *angles), halves(x))  # what TPUs take
+    for dtype in (jnp.float32, jnp.bfloat16):
+        (apart, back), (turned, turned_back) = (jax.vjp(f, x.astype(dtype)) for f in (halves, lambda x: rotate(x, rotation)))
+        np.testing.assert_array_equal(turned, apart)
+        np.testing.assert_array_equal(turned_back(gradient.astype(dtype))[0], back(gradient.astype(dtype))[0])
 
 
 def test_rope_of_llama_3_keeps_fast_pairs_and_slows_the_others():

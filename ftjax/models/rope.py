@@ -84,8 +84,35 @@ class Rope:
         return jnp.cos(angles), jnp.sin(angles)
 
 
+@jax.custom_vjp
 def rotate(x: jax.Array, rotation: Rotation) -> jax.Array:
-    """Turn each pair (i, i + size / 2) of the features of x, (batch, length, heads, size), in float32; the dtype stays."""
+    """Turn each pair (i, i + size / 2) of the features of x, (batch, length, heads, size), in float32; the dtype stays.
+
+    Backwards gradients turn back, by the same angles.
+    """
     cos, sin = (part[:, :, None].astype(jnp.float32) for part in rotation)
+    if x.dtype != jnp.bfloat16:
+        return _by_halves(x, cos, sin)
+    return jax.lax.platform_dependent(x, cos, sin, tpu=_by_product, default=_by_halves)
+
+
+def _by_halves(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def _by_product(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """A matrix product swaps the halves, exactly. A TPU has 128 numbers side by side, and halves of 32 would leave most of that
+    empty: of heads of 64 this takes a third of the time, predicted for v5e."""
+    size = x.shape[-1]
+    swap = jnp.asarray(np.roll(np.eye(size), size // 2, axis=0), x.dtype)
+    swapped = jnp.einsum("...i,ij->...j", x, swap, preferred_element_type=jnp.float32)
+    cos, sin = jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
+    return (x.astype(jnp.float32) * cos + swapped * sin).astype(x.dtype)
+
+
+def _back(rotation: Rotation, gradient: jax.Array) -> tuple[jax.Array, None]:
+    return rotate(gradient, (rotation[0], -rotation[1])), None
+
+
+rotate.defvjp(lambda x, rotation: (rotate(x, rotation), rotation), _back)
