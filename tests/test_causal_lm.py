@@ -13,7 +13,7 @@ from test_decoders import tiny
 
 from ftjax.models import CONFIGS, build
 from ftjax.objectives import Term
-from ftjax.objectives.causal_lm import CausalLM, next_tokens
+from ftjax.objectives.causal_lm import CausalLM, blockwise, next_tokens, token_sums
 from ftjax.objectives.classification import cross_entropy
 from ftjax.optimizer import adamw
 from ftjax.partition import label
@@ -43,6 +43,28 @@ def test_blocks_give_the_value_and_the_gradient_of_the_whole(name, precision):
         for n, gradient in ours.items():
             other = np.asarray(reference[n])
             assert np.abs(np.asarray(gradient) - other).max() <= tolerance * max(np.abs(other).max(), 1e-2), n
+
+
+def dots(function, *arguments):
+    return jax.jit(function).lower(*arguments).compile().as_text().count(" dot(")
+
+
+def test_logits_are_computed_once_and_a_matrix_that_does_not_train_has_no_gradient():
+    hidden, matrix = jnp.ones((4, 6, 8)), jnp.ones((8, 30))
+    labels = jnp.zeros((4, 6), jnp.int32)
+
+    def loss(hidden, matrix):
+        return blockwise(lambda x: x @ matrix, hidden, labels, 5)[0]
+
+    assert dots(loss, hidden, matrix) == 1
+    assert dots(jax.grad(loss), hidden, matrix) == 2
+    assert dots(jax.grad(loss, (0, 1)), hidden, matrix) == 3
+
+
+def test_only_what_is_likelier_than_all_others_is_right():
+    scores = jnp.asarray([[0.0, 0.0, 0.0], [0.0, 2.0, 1.0], [0.0, 2.0, 2.0], [3.0, 2.0, 1.0], [9.0, 0.0, 0.0]])
+    _, right = token_sums(scores, jnp.asarray([0, 1, 1, 1, -100]))
+    assert right == 1
 
 
 def largest_buffer(program):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,10 @@ import jax.numpy as jnp
 from ftjax.models import Model, Params
 from ftjax.objectives import NO_LABEL, Average, Batch
 from ftjax.objectives.classification import cross_entropy
+
+Arrays = list[jax.Array]
+Sums = tuple[jax.Array, jax.Array]
+"""Summed cross-entropy, and how many predictions are right: float32 scalars."""
 
 
 def next_tokens(batch: Batch) -> jax.Array:
@@ -32,30 +37,69 @@ def labeled_tokens(batch: Batch) -> Batch:
     return batch | {"loss_mask": (batch["labels"] >= 0).astype(jnp.int32)}
 
 
-def blockwise(
-    logits: Callable[[jax.Array], jax.Array], hidden: jax.Array, labels: jax.Array, block: int
-) -> tuple[jax.Array, jax.Array]:
+def token_sums(scores: jax.Array, labels: jax.Array) -> Sums:
+    """Summed `cross_entropy` and the number of right predictions of logits (positions, classes), float32.
+
+    Right is what is likelier than any other class. Both need the largest of the others alone, in one pass over the logits;
+    the largest of all, and an argmax, would be one each.
+    """
+    own = jnp.take_along_axis(scores, jnp.maximum(labels, 0)[:, None], axis=-1)
+    mine = jnp.arange(scores.shape[1])[None] == labels[:, None]
+    others = jax.lax.stop_gradient(jnp.where(mine, -jnp.inf, scores).max(-1, keepdims=True))
+    most = jax.lax.stop_gradient(jnp.maximum(own, others))
+    losses = jnp.log(jnp.exp(scores - most).sum(-1, keepdims=True)) + most - own
+    weights = (labels >= 0).astype(jnp.float32)[:, None]
+    return (weights * losses).sum(), (weights * (own > others).astype(jnp.float32)).sum()
+
+
+def blockwise(logits: Callable[[jax.Array], jax.Array], hidden: jax.Array, labels: jax.Array, block: int) -> Sums:
     """Summed cross-entropy and the number of right predictions, float32 scalars, in blocks of positions.
 
     logits: hidden states (positions, hidden) to float32 (positions, classes). hidden (..., hidden), labels int (...),
-    negative where there is none. At most `block` rows of logits are held at a time: the backward pass computes them again.
+    negative where there is none. At most `block` rows of logits are held at a time.
     """
     hidden, labels = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
     block = min(block, len(labels))
     fill = -len(labels) % block
     hidden = jnp.pad(hidden, ((0, fill), (0, 0))).reshape(-1, block, hidden.shape[-1])
     labels = jnp.pad(labels, (0, fill), constant_values=NO_LABEL).reshape(-1, block)
+    logits, read = jax.closure_convert(logits, hidden[0])
+    return _sums(logits, read, hidden, labels)
 
-    @jax.checkpoint
-    def one(hidden: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-        scores = logits(hidden)
-        losses, weights = cross_entropy(scores, labels)
-        return losses.sum(), (weights * (scores.argmax(-1) == labels).astype(jnp.float32)).sum()
 
-    def add(sums: tuple[jax.Array, jax.Array], part: tuple[jax.Array, jax.Array]) -> tuple[tuple[jax.Array, jax.Array], None]:
-        return jax.tree.map(jnp.add, sums, one(*part)), None
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _sums(logits: Callable[..., jax.Array], read: Arrays, hidden: jax.Array, labels: jax.Array) -> Sums:
+    """Of blocks (blocks, block, hidden) and (blocks, block). read: the arrays that `logits` reads besides."""
+
+    def add(sums: Sums, part: tuple[jax.Array, jax.Array]) -> tuple[Sums, None]:
+        return jax.tree.map(jnp.add, sums, token_sums(logits(part[0], *read), part[1])), None
 
     return jax.lax.scan(add, (jnp.zeros(()), jnp.zeros(())), (hidden, labels))[0]
+
+
+def _sums_forward(logits: Callable[..., jax.Array], read: Arrays, hidden: jax.Array, labels: jax.Array) -> Any:
+    """A block's gradients are taken while its logits are there: they need not be computed again (as in Liger, Hsu et al., 2024,
+    https://arxiv.org/abs/2410.10989). They are those of the sum: the backward pass knows what that is multiplied by."""
+
+    def add(carry: tuple[Sums, Arrays], part: tuple[jax.Array, jax.Array]) -> tuple[tuple[Sums, Arrays], jax.Array]:
+        def total(read: Arrays, hidden: jax.Array) -> Sums:
+            return token_sums(logits(hidden, *read), part[1])
+
+        loss, gradient, right = jax.vjp(total, read, part[0], has_aux=True)
+        of_read, of_hidden = gradient(jnp.ones(()))
+        return jax.tree.map(jnp.add, carry, ((loss, right), of_read)), of_hidden
+
+    start = ((jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, read))
+    (sums, of_read), of_hidden = jax.lax.scan(add, start, (hidden, labels))
+    return sums, (of_read, of_hidden)
+
+
+def _sums_backward(logits: Callable[..., jax.Array], gradients: Any, given: Sums) -> tuple[Arrays, jax.Array, None]:
+    of_read, of_hidden = jax.tree.map(lambda x: x * given[0].astype(x.dtype), gradients)
+    return of_read, of_hidden, None
+
+
+_sums.defvjp(_sums_forward, _sums_backward)
 
 
 def token_scores(model: Model, params: Params, batch: Batch, block: int = 256) -> jax.Array:
