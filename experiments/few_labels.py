@@ -20,7 +20,7 @@ from pathlib import Path
 
 import zero_labels
 
-from ftjax.demo import reviews
+from ftjax.demo import dialogues, reviews
 
 TRAIN = ("--batch-size", "32", "--warmup-steps", "10")
 
@@ -68,6 +68,15 @@ def self_training(labels: int, start: Path) -> tuple[object, ...]:
     )
 
 
+def words(labels: int, start: Path) -> tuple[object, ...]:
+    """Another model: SmolLM2, whose last four layers learn to say "good" or "bad" after a sentence (PET)."""
+    return (
+        *("--model", dialogues.model_file(), "--classifier", "cloze", *zero_labels.JUDGE),
+        *("--method", "partial", "--train-parameters", "last:4", "--learning-rate", "1e-4"),
+        *("--epochs", max(3, epochs(labels) // 2)),
+    )
+
+
 METHODS: dict[str, Callable[[int, Path], tuple[object, ...]]] = {
     "full": full,
     "mean": mean,
@@ -75,6 +84,7 @@ METHODS: dict[str, Callable[[int, Path], tuple[object, ...]]] = {
     "described": described,
     "descriptions": descriptions,
     "self-training": self_training,
+    "words": words,
 }
 EVERY = reviews.SPLITS["train"]
 LABELS = (0, 16, 64, 256, 512, 1024, EVERY)
@@ -153,7 +163,7 @@ def plot(found: Found, path: Path) -> None:
         spread = [statistics.stdev(by_labels[n]) if len(by_labels[n]) > 1 else 0.0 for n in numbers]
         aside = 1.04 ** (number - len(lines) / 2)  # or bars would hide each other
         places = [max(n, none) * aside for n in numbers]
-        axes.errorbar(places, means, spread, marker="os^DvPX"[number], markersize=5, capsize=3, label=name, **style)
+        axes.errorbar(places, means, spread, marker="os^DvPX*"[number], markersize=5, capsize=3, label=name, **style)
     axes.axhline(MAJORITY, color="grey", linestyle=":", linewidth=1)
     beside = {"transform": axes.get_yaxis_transform(), "color": "grey", "fontsize": 9}
     axes.text(0.01, MAJORITY + 0.003, "majority class", **beside)

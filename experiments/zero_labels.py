@@ -60,12 +60,12 @@ def some(path: Path, number: int, columns: tuple[str, ...], output: Path) -> Pat
 
 
 def smollm2(seed: int, sentences: int, train: Path, test: Path, output: Path, precision: str) -> dict:
-    """SmolLM2: how likely "good" and "bad" are after the sentence; adapted by its last layers on some training sentences."""
+    """SmolLM2: how likely "good" and "bad" are after the sentence; its last layers adapted to some sentences, as a cloze."""
     model = dialogues.model_file()
     return zero_shot(
         output / f"smollm2-{train.stem}-{test.stem}-seed{seed}",
         *("--model", model, *JUDGE),
-        *("--adapt", "--train-parameters", "last:4,head", "--learning-rate", "1e-4", "--epochs", 2),
+        *("--adapt", "--train-parameters", "last:4", "--learning-rate", "1e-4", "--epochs", 2),
         *("--confident-share", min(1.0, max(0.2, 40 / sentences))),  # of a few sentences more, or too few would become labels
         *("--unlabeled-file", train, "--test-file", test, "--seed", seed, "--precision", precision),
     )
@@ -93,9 +93,9 @@ if __name__ == "__main__":
     parser.add_argument("--output", type=Path, default=Path("runs/zero-labels"))
     parser.add_argument("--sets", nargs="*", choices=SETS, default=list(SETS), help="for MiniLM; none: SmolLM2 alone")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--smollm2", action="store_true", help="run SmolLM2 too, seed 0")
+    parser.add_argument("--smollm2", action="store_true", help="run SmolLM2 too")
     parser.add_argument("--together", action="store_true", help="MiniLM with the last set and SmolLM2's scores beside it")
-    parser.add_argument("--sentences", type=int, default=2000, help="training sentences for SmolLM2")
+    parser.add_argument("--sentences", type=int, default=1000, help="training sentences for SmolLM2")
     parser.add_argument("--test-sentences", type=int, help="of the test split, for SmolLM2; default: all")
     parser.add_argument("--precision", default="bfloat16", help="float32 is faster on a CPU without AMX")
     options = parser.parse_args()
@@ -108,7 +108,9 @@ if __name__ == "__main__":
         train, test = some(files["train"], options.sentences, ("text",), options.output), files["test"]
         if options.test_sentences:
             test = some(test, options.test_sentences, ("text", "label"), options.output)
-        rows["SmolLM2, good/bad"] = [smollm2(0, options.sentences, train, test, options.output, options.precision)]
+        rows["SmolLM2, good/bad"] = [
+            smollm2(seed, options.sentences, train, test, options.output, options.precision) for seed in options.seeds
+        ]
     if options.together:
         judge = smollm2_scores(files, options.output, options.precision)
         rows["twenty-five, with SmolLM2's scores"] = [

@@ -177,9 +177,10 @@ def adapt(model, files, output, *more, descriptions=("rotten=a bad film", "fresh
 
 
 WAYS = {
-    "similarity": {"descriptions": ("rotten=a bad film", "fresh=a good film")},
-    "cloze": {"descriptions": ("rotten=bad", "rotten=awful", "fresh=good")},
-    "likelihood": {"descriptions": ("rotten=bad", "fresh=very good")},
+    "similarity": ("rotten=a bad film", "fresh=a good film"),
+    "cloze": ("rotten=bad", "rotten=awful", "fresh=good"),
+    "likelihood": ("rotten=bad", "fresh=very good"),  # a classifier of its own learns
+    "likelihood of a token": ("rotten=b", "fresh=g", "--template", "{text} It was{label}"),  # what is said of the words does
 }
 
 
@@ -194,6 +195,8 @@ def tiny_decoder(tmp_path_factory):
 @pytest.mark.long
 @pytest.mark.parametrize("how", WAYS)
 def test_adaptation_reads_no_label_of_any_file(how, tiny_bert, tiny_mlm, tiny_decoder, few_reviews, tmp_path):
+    descriptions, in_words = WAYS[how], how in ("cloze", "likelihood of a token")
+    how = how.split()[0]
     model = {"similarity": tiny_bert, "cloze": tiny_mlm, "likelihood": tiny_decoder}[how]
     noise = {}
     for number, (name, path) in enumerate((n, few_reviews[n]) for n in ("train", "eval")):
@@ -204,7 +207,7 @@ def test_adaptation_reads_no_label_of_any_file(how, tiny_bert, tiny_mlm, tiny_de
         with noise[name].open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([("text", "label"), *((row["text"], rng.choice(["fresh", "rotten"])) for row in rows)])
     found, by_noise = (
-        adapt(model, files, tmp_path / output, "--how", how, **WAYS[how])
+        adapt(model, files, tmp_path / output, "--how", how, descriptions=descriptions)
         for files, output in ((few_reviews, "labels"), (noise, "noise"))
     )
     assert found.returncode == 0, found.stderr
@@ -217,7 +220,7 @@ def test_adaptation_reads_no_label_of_any_file(how, tiny_bert, tiny_mlm, tiny_de
     last = tmp_path / "labels" / "round-2" / "model"
     predicted = run_command("predict", "--model", last, "a fine film")
     assert predicted.returncode == 0, predicted.stderr
-    assert ("ftjax_cloze" in json.loads((last / "config.json").read_text())) == (how == "cloze")
+    assert ("ftjax_cloze" in json.loads((last / "config.json").read_text())) == in_words
 
 
 @pytest.mark.long

@@ -14,10 +14,11 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from ftjax.errors import InputError, did_you_mean
 from ftjax.models.body import Classifier, Config
-from ftjax.models.layers import ACTIVATIONS, Dense, Embedding, LayerNorm, RMSNorm, dot, matmul, residual
+from ftjax.models.layers import ACTIVATIONS, ATTENTION, Dense, Embedding, LayerNorm, RMSNorm, dot, matmul, residual
 from ftjax.models.names import NameTable
 from ftjax.models.rope import Rope, Rotation, rotate
 from ftjax.models.splash import fits, splash_attention
@@ -297,6 +298,8 @@ class DecoderAttention(nnx.Module):
         if rotation is not None:
             query = rotate(query, rotation if read is None else tuple(at(part, read) for part in rotation))
             key = rotate(key, rotation)
+            # so that `remat` "dots" keeps them as they are needed: turned, not turned anew in the backward pass
+            query, key = (checkpoint_name(x, ATTENTION) for x in (query, key))
         if read is not None:
             visible = at(visible, read)
         key, value = key.astype(self.dtype), value.astype(self.dtype)

@@ -263,21 +263,25 @@ def residual(hidden: jax.Array, update: jax.Array) -> jax.Array:
 
 
 class LayerNorm(nnx.Module):
-    """Normalise the last axis of x (..., features) in float32, then scale and shift (Ba et al., 2016). The dtype stays."""
+    """Normalise the last axis of x (..., features) in float32, then scale and shift (Ba et al., 2016). The dtype stays.
 
-    def __init__(self, features: int, epsilon: float) -> None:
+    once: x is read once, for mean and variance together, as it always is where it comes in bfloat16. That loses less, where
+    the mean is large, than x or the result lose by being rounded.
+    """
+
+    def __init__(self, features: int, epsilon: float, *, once: bool = False) -> None:
         self.scale = nnx.Param(jnp.ones((features,)))
         self.bias = nnx.Param(jnp.zeros((features,)))
-        self.epsilon = epsilon
+        self.epsilon, self.once = epsilon, once
 
     def __call__(self, x: jax.Array) -> jax.Array:
         dtype, x = x.dtype, x.astype(jnp.float32)
         mean = x.mean(-1, keepdims=True)
         centred = x - mean
-        if dtype == jnp.float32:
-            variance = (centred * centred).mean(-1, keepdims=True)
-        else:  # x is read once; what this loses where the mean is large is less than x itself lost when it was rounded
+        if self.once or dtype != jnp.float32:
             variance = jnp.maximum((x * x).mean(-1, keepdims=True) - mean * mean, 0.0)
+        else:
+            variance = (centred * centred).mean(-1, keepdims=True)
         normal = centred * jax.lax.rsqrt(variance + self.epsilon)
         scale, bias = (jnp.broadcast_to(p[...].astype(jnp.float32), x.shape) for p in (self.scale, self.bias))
         return (normal * scale + bias).astype(dtype)

@@ -97,7 +97,7 @@ class PostNormEmbeddings(nnx.Module):
         self.position = Embedding(config.max_position_embeddings, width)
         if config.token_types:
             self.token_type = Embedding(config.token_types, width)
-        self.norm = LayerNorm(width, config.layer_norm_eps)
+        self.norm = LayerNorm(width, config.layer_norm_eps, once=dtype != jnp.float32)
         self.projection = None if width == config.hidden_size else Dense(width, config.hidden_size, dtype)
         self.token_types, self.padding_id = config.token_types, config.padding_id
         self.dropout_rate = config.hidden_dropout_prob

@@ -194,8 +194,10 @@ def train_round(
             writer.writerow(("text", "label"))
             writer.writerows((unlabeled.texts[i], labels[chosen[i]] if chosen[i] >= 0 else "") for i in numbers)
     others = bool(config.self_supervised_loss) and len(sets["rest"]) > 0
+    first = model_of(config, 0)
     run = TrainConfig(
-        model=str(first) if (first := model_of(config, 0)).is_dir() else config.model,
+        model=str(first) if first.is_dir() else config.model,
+        **({} if first.is_dir() else in_words(config)),
         output=directory,
         train_file=data / "train.csv",
         eval_file=data / "eval.csv",
@@ -221,6 +223,21 @@ def train_round(
             }
         )
     return fit(run, terminal)
+
+
+def in_words(config: ZeroShotConfig) -> dict[str, Any]:
+    """Settings with which a decoder goes on from what it says of the words already: as a cloze, if each is one token of it.
+
+    With longer words a classifier begins anew, and knows nothing.
+    """
+    template, words = config.template or TEMPLATES["decoder"], config.descriptions()
+    task = TextClassification(tuple(words), words=words, template=template)
+    try:
+        task.with_tokenizer(load_tokenizer(model_directory(config.model)), config.max_length, causal=True)
+    except InputError:
+        return {}
+    description = tuple(f"{label}={word}" for label, given in words.items() for word in given)
+    return {"classifier": "cloze", "template": template, "description": description}
 
 
 def ordered(model: Predictor, config: ZeroShotConfig, rows: Rows) -> np.ndarray:
