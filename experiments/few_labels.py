@@ -154,7 +154,8 @@ def plot(found: Found, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     none = 5  # on a logarithmic axis zero needs a place of its own
-    lines = [({n: [*by.values()] for n, by in found[name].items()}, name, {}) for name in METHODS if name in found]
+    names = {name: f"{name} (SmolLM2)" if name == "words" else name for name in METHODS if name in found}
+    lines = [({n: [*by.values()] for n, by in found[name].items()}, shown, {}) for name, shown in names.items()]
     lines.append((PYTORCH, "full, PyTorch", {"color": "grey", "linestyle": "--"}))
     figure, axes = plt.subplots(figsize=(7.2, 4.4), layout="constrained")
     for number, (by_labels, name, style) in enumerate(lines):
