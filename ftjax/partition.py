@@ -222,6 +222,8 @@ def treat(names: Iterable[str], spec: str, *, layers: int, always: Iterable[str]
         matched = [name for name in names if re.fullmatch(expression, name)]
         if not matched:
             near = did_you_mean(rule.spelled.partition(":")[2] or rule.spelled, [*names, *KNOWN])
+            if rule.spelled in PRESETS:  # spelled right, but not in this model
+                near = " Its head is its word embeddings, which embeddings trains." if rule.spelled == "head" else ""
             spelled = "" if rule.where.startswith("--") else f" {rule.spelled}"
             raise InputError(f"{rule.where}{spelled}: matches no parameter.{near or f' Names look like {names[0]}.'}")
         for name in matched:

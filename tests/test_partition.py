@@ -92,6 +92,16 @@ def test_specs_that_are_mistakes(spec, words):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("spec", "said"), [("head", "embeddings, which embeddings trains"), ("bias", "Names look like decoder.")]
+)
+def test_what_is_spelled_right_but_not_in_a_model_with_tied_embeddings(spec, said):
+    names = ("decoder.embeddings.word.embedding", "decoder.layers.0.mlp.up.kernel")
+    with pytest.raises(InputError, match=said) as error:
+        label(names, f"last:1,{spec}", layers=1)
+    assert "Did you mean" not in str(error.value)
+
+
 def test_a_regular_expression_may_hold_commas():
     assert split_spec("head,last:2,regex:a{1,2}") == ["head", "last:2", "regex:a{1,2}"]
 
