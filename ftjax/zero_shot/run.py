@@ -197,7 +197,7 @@ def train_round(
     first = model_of(config, 0)
     run = TrainConfig(
         model=str(first) if first.is_dir() else config.model,
-        **({} if first.is_dir() else in_words(config)),
+        **({} if first.is_dir() else in_words(config, data / "words.json")),
         output=directory,
         train_file=data / "train.csv",
         eval_file=data / "eval.csv",
@@ -225,10 +225,10 @@ def train_round(
     return fit(run, terminal)
 
 
-def in_words(config: ZeroShotConfig) -> dict[str, Any]:
+def in_words(config: ZeroShotConfig, file: Path) -> dict[str, Any]:
     """Settings with which a decoder goes on from what it says of the words already: as a cloze, if each is one token of it.
 
-    With longer words a classifier begins anew, and knows nothing.
+    With longer words a classifier begins anew, and knows nothing. file: where the words are written, by class.
     """
     template, words = config.template or TEMPLATES["decoder"], config.descriptions()
     task = TextClassification(tuple(words), words=words, template=template)
@@ -236,8 +236,8 @@ def in_words(config: ZeroShotConfig) -> dict[str, Any]:
         task.with_tokenizer(load_tokenizer(model_directory(config.model)), config.max_length, causal=True)
     except InputError:
         return {}
-    description = tuple(f"{label}={word}" for label, given in words.items() for word in given)
-    return {"classifier": "cloze", "template": template, "description": description}
+    rundir.write_json(file, words)
+    return {"classifier": "cloze", "template": template, "descriptions_file": file}
 
 
 def ordered(model: Predictor, config: ZeroShotConfig, rows: Rows) -> np.ndarray:
