@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 VARIABLE = "GLIBC_TUNABLES"
-TUNABLES = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000"
-"""Ask for transparent huge pages; keep freed memory for the next step."""
+TUNABLES = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000:glibc.malloc.arena_max=1"
+"""Ask for transparent huge pages; keep freed memory for the next step. One arena: a thread's own gives large blocks back."""
 
 
 def huge_pages_possible() -> bool:
