@@ -161,15 +161,23 @@ def gradients(
         (total, metrics), found = jax.value_and_grad(loss, has_aux=True)(params, part)
         return total, metrics, found
 
-    first = jax.tree.map(lambda x: x[0], parts)
+    def part_of(number: int | slice) -> Batch:
+        return jax.tree.map(lambda x: x[number], parts)
+
     if at_once:
-        sums = measured(first)
+        sums = measured(part_of(0))
     else:
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(measured, first))
-        sums, _ = jax.lax.scan(lambda sums, part: (jax.tree.map(jnp.add, sums, measured(part)), None), zeros, parts)
+        # Where gradients are sent, the last microbatch is not in the loop: each is sent while others are still computed.
+        looped = state.microbatches - 1 if gathered else state.microbatches
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(measured, part_of(0)))
+        sums, _ = jax.lax.scan(
+            lambda sums, part: (jax.tree.map(jnp.add, sums, measured(part)), None), zeros, part_of(slice(looped))
+        )
+        if gathered:
+            sums = jax.tree.map(jnp.add, sums, measured(part_of(-1)))
     total, metrics, found = sums
     summed_apart = everywhere({n: found.pop(n) for n in apart}, tuple(axis for axis in axes if axis != part))
-    scattered = zero.scatter({n: found.pop(n) for n in gathered}, gathered, part, reduce_dtype, at_once)
+    scattered = zero.scatter({n: found.pop(n) for n in gathered}, gathered, part, reduce_dtype)
     total, metrics, found = everywhere((total, metrics, found))
     found = found | scattered | summed_apart
     norm = zero.norm(found, cuts, part) if cuts else optax.tree.norm(found)

@@ -162,17 +162,14 @@ def _exchange_back(axis: str, dtype: str, _: None, gradient: jax.Array) -> tuple
 _exchange.defvjp(lambda found, axis, dtype: (_exchange(found, axis, dtype), None), _exchange_back)
 
 
-def scatter(
-    gradients: Mapping[str, jax.Array], cuts: Cuts, axis_name: str | None, dtype: str, at_once: bool
-) -> dict[str, jax.Array]:
+def scatter(gradients: Mapping[str, jax.Array], cuts: Cuts, axis_name: str | None, dtype: str) -> dict[str, jax.Array]:
     """Sums over devices, sent in `dtype`, of gradients that are all cut: of each only this device's part, float32.
 
-    at_once: whether each is known while the backward pass goes on, not all at the end of the last microbatch. A stack of
-    layers is complete at the end only. What is known at the end has nothing to hide behind.
+    A stack of layers is complete at the end of the backward pass only, where nothing is left to hide it behind.
     """
 
     def add(name: str, value: jax.Array) -> jax.Array:
-        way = summed if at_once and not is_stack(name) else scattered
+        way = scattered if is_stack(name) else summed
         return way(value, axis_name, cuts[name], dtype)
 
     return {name: add(name, value) for name, value in gradients.items()}
