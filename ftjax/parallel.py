@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ftjax import zero
 from ftjax.errors import InputError
 from ftjax.sharding import DATA, ROWS, Layout
 from ftjax.step import gradients, updated
@@ -100,16 +101,16 @@ def split_batch(batch: Any, devices: int) -> Any:
 
 
 TPU_OPTIONS = {"xla_tpu_enable_async_all_to_all": True}
-"""Lets `ftjax.zero.exchanged` run beside what is computed."""
+"""Lets `ftjax.zero.exchanged` run beside what is computed. Slices without links from end to end, such as v5e:4x8, cannot."""
 
 
-def compiled(lowered: Any, platform: str) -> Any:
-    """The program of what has been lowered; for TPUs with `TPU_OPTIONS`, where their compiler knows those."""
-    if platform == "tpu":
+def compiled(lowered: Any, platform: str, devices: int) -> Any:
+    """The program of what has been lowered; for a few chips of a TPU with `TPU_OPTIONS`, where their compiler takes those."""
+    if platform == "tpu" and devices <= zero.DIRECT:
         try:
             return lowered.compile(compiler_options=TPU_OPTIONS)
         except jax.errors.JaxRuntimeError as error:
-            if not any(name in str(error) for name in TPU_OPTIONS):
+            if not any(name in str(error) for name in (*TPU_OPTIONS, "Async all-to-all not supported")):
                 raise
     return lowered.compile()
 
@@ -148,7 +149,8 @@ class Compiled:
         shapes = tuple((name, value.shape) for name, value in arguments[-1].items())
         if shapes not in self.programs:
             start = time.perf_counter()
-            self.programs[shapes] = compiled(self._jitted.lower(*arguments), self.mesh.devices.flat[0].platform)
+            platform = self.mesh.devices.flat[0].platform
+            self.programs[shapes] = compiled(self._jitted.lower(*arguments), platform, self.mesh.size)
             self.seconds += time.perf_counter() - start
         return self.programs[shapes]
 

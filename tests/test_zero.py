@@ -139,7 +139,19 @@ def test_a_compiler_that_does_not_know_the_options_for_tpus_compiles_without_the
     lowered = jax.jit(lambda x: x + 1.0).lower(jnp.ones(3))
     with pytest.raises(jax.errors.JaxRuntimeError, match="No such compile option"):
         lowered.compile(compiler_options=TPU_OPTIONS)
-    np.testing.assert_array_equal(compiled(lowered, "tpu")(jnp.ones(3)), np.full(3, 2.0))
+    np.testing.assert_array_equal(compiled(lowered, "tpu", 8)(jnp.ones(3)), np.full(3, 2.0))
+
+
+def test_only_a_few_chips_exchange_beside_what_they_compute():
+    """The compiler refuses that for slices without links from end to end, such as v5e:4x8."""
+
+    class Lowered:
+        def compile(self, compiler_options=None):
+            return compiler_options
+
+    assert compiled(Lowered(), "tpu", 8) == TPU_OPTIONS
+    assert compiled(Lowered(), "tpu", 32) is None
+    assert compiled(Lowered(), "gpu", 8) is None
 
 
 def test_the_norm_is_that_of_all_parts():
