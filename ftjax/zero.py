@@ -134,32 +134,34 @@ def parameter(value: Any, shape: tuple[int, ...], dtype: str, reduce_dtype: str)
     return Part(value, cut=dimension, rounded=dtype, summed=reduce_dtype)
 
 
-def lookup(columns: jax.Array, ids: jax.Array, dtype: str) -> jax.Array:
+def lookup(columns: jax.Array, ids: jax.Array, dtype: str, reduce_dtype: str = "float32") -> jax.Array:
     """Rows of a table, float32 (batch, length, features), of which every device of `part_axis` holds some columns.
 
-    They have been rounded to `dtype` on the way, as matrices that are gathered are.
+    They have been rounded to `dtype` on the way, as matrices that are gathered are; their gradients to `reduce_dtype`.
 
     ids: int (batch, length), this device's rows of the batch. All devices look up everyone's ids in their columns and
-    exchange what they find. Backwards the same exchange brings each its own part of the gradient, already summed: at
+    exchange what they find. Backwards the same exchange brings each its own part of every row's gradient: at
     128 tokens a row and 32 rows a device, a hundredth of the bytes of the gradient of a table of 30,522 words.
     """
     axis = part_axis()
     found = columns[jax.lax.all_gather(ids, axis, tiled=True)]
-    return _exchange(found.astype(jnp.float32), axis, dtype)
+    return _exchange(found.astype(jnp.float32), axis, dtype, reduce_dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _exchange(found: jax.Array, axis: str, dtype: str) -> jax.Array:
-    """Everyone's rows, of which this device has some columns, to its own rows whole; backwards the reverse, in float32."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _exchange(found: jax.Array, axis: str, dtype: str, reduce_dtype: str) -> jax.Array:
+    """Everyone's rows, of which this device has some columns, to its own rows whole; backwards the reverse."""
     rows = jax.lax.all_to_all(found.astype(dtype), axis, split_axis=0, concat_axis=found.ndim - 1, tiled=True)
     return rows.astype(jnp.float32)
 
 
-def _exchange_back(axis: str, dtype: str, _: None, gradient: jax.Array) -> tuple[jax.Array]:
-    return (jax.lax.all_to_all(gradient, axis, split_axis=gradient.ndim - 1, concat_axis=0, tiled=True),)
+def _exchange_back(axis: str, dtype: str, reduce_dtype: str, _: None, gradient: jax.Array) -> tuple[jax.Array]:
+    narrow = gradient.astype(reduce_dtype)
+    columns = jax.lax.all_to_all(narrow, axis, split_axis=gradient.ndim - 1, concat_axis=0, tiled=True)
+    return (columns.astype(jnp.float32),)
 
 
-_exchange.defvjp(lambda found, axis, dtype: (_exchange(found, axis, dtype), None), _exchange_back)
+_exchange.defvjp(lambda found, *how: (_exchange(found, *how), None), _exchange_back)
 
 
 def scatter(gradients: Mapping[str, jax.Array], cuts: Cuts, axis_name: str | None, dtype: str) -> dict[str, jax.Array]:

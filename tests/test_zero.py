@@ -135,6 +135,25 @@ def test_parts_that_are_exchanged_and_added_are_those_of_the_sum(devices, dimens
     np.testing.assert_allclose(over_devices(zero.exchanged, "bfloat16"), rounded, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("reduce_dtype", ("float32", "bfloat16"))
+def test_words_looked_up_in_parts_are_those_of_the_whole_table(reduce_dtype):
+    rng = np.random.default_rng(0)
+    table, given = (rng.standard_normal(shape).astype(np.float32) for shape in ((40, 32), (16, 5, 32)))
+    ids = rng.integers(0, 40, (16, 5))
+
+    def one(columns, ids, given):
+        found, back = jax.vjp(lambda columns: zero.lookup(columns, ids, "bfloat16", reduce_dtype), columns)
+        return found, back(given)[0]
+
+    rows, columns = jax.P("data"), jax.P(None, "data")
+    mapped = jax.shard_map(one, mesh=data_mesh(), in_specs=(columns, rows, rows), out_specs=(rows, columns), check_vma=False)
+    found, gradient = jax.jit(mapped)(table, ids, given)
+    np.testing.assert_array_equal(found, table.astype(jnp.bfloat16).astype(np.float32)[ids])
+    expected = np.zeros_like(table)
+    np.add.at(expected, ids, given.astype(jnp.dtype(reduce_dtype)).astype(np.float32))
+    np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_a_compiler_that_does_not_know_the_options_for_tpus_compiles_without_them():
     lowered = jax.jit(lambda x: x + 1.0).lower(jnp.ones(3))
     with pytest.raises(jax.errors.JaxRuntimeError, match="No such compile option"):

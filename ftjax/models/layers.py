@@ -239,7 +239,7 @@ class Embedding(nnx.Module):
     def __call__(self, ids: jax.Array) -> jax.Array:
         table = self.embedding.get_raw_value()
         if table.shape[1] < self.features:
-            return zero.lookup(table, ids, self.embedding.get_metadata("rounded"))
+            return zero.lookup(table, ids, *map(self.embedding.get_metadata, ("rounded", "summed")))
         table = self.embedding[...]
         found = chosen(table, ids) if table.shape[0] <= FEW else table[ids]
         return found.astype(jnp.float32)
