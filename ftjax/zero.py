@@ -134,7 +134,7 @@ def parameter(value: Any, shape: tuple[int, ...], dtype: str, reduce_dtype: str)
     return Part(value, cut=dimension, rounded=dtype, summed=reduce_dtype)
 
 
-def lookup(columns: jax.Array, ids: jax.Array, dtype: str, reduce_dtype: str = "float32") -> jax.Array:
+def lookup(columns: jax.Array, ids: jax.Array, dtype: str, reduce_dtype: str) -> jax.Array:
     """Rows of a table, float32 (batch, length, features), of which every device of `part_axis` holds some columns.
 
     They have been rounded to `dtype` on the way, as matrices that are gathered are; their gradients to `reduce_dtype`.
