@@ -1,8 +1,9 @@
 """Counting a compiled program: the text of a scheduled XLA module -> how often everything runs, bytes, cycles, seconds.
 
 The plain sum over the entry computation is wrong: loops count once there, and communication, random bits, gathers,
-scatters and Pallas kernels carry no cycles at all. Here every computation is weighed by how often it runs, and what has
-no cycles is counted in bytes. Only text goes in, so that a program for a chip that is not there counts like any other.
+scatters and Pallas kernels carry no cycles at all. Here every computation is weighed by how often it runs, what has
+no cycles is counted in bytes, and cycles of kernels come from elsewhere (`ftjax.cost.kernels`). Only text goes in, so that a
+program for a chip that is not there counts like any other.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 
 BYTES = {
     **dict.fromkeys(("pred", "s8", "u8", "s4", "u4", "s2", "u2"), 1),
@@ -280,6 +281,11 @@ def unknown_loops(module: Module) -> int:
     )
 
 
+def custom_calls(module: Module) -> set[str]:
+    """Names of the instructions that call what is no operation of XLA's, such as a Pallas kernel."""
+    return {run.instruction.name for run in walk(module) if run.instruction.opcode == "custom-call"}
+
+
 def flops(module: Module) -> int:
     """2 · m · n · k of every dot product, loops by their turns (`cost_analysis` counts them once), for one device."""
     return sum(run.times * _dot_flops(module, run) for run in walk(module) if run.instruction.opcode == "dot")
@@ -324,12 +330,14 @@ class Transfer:
 class Times:
     """Seconds of one run of a program on one device.
 
-    compute: what the compiler's cost model says, loops by their turns. memory: random bits, gathers and scatters, of which
-    it says nothing: their bytes over the memory bandwidth. transfers: communication. total: all in.
+    compute: what the compiler's cost model says, loops by their turns, and kernels. kernels: their part of it. memory: random
+    bits, gathers and scatters, of which it says nothing: their bytes over the memory bandwidth. transfers: communication.
+    total: all in.
     uncounted: custom calls without an estimate, name -> how often they run: what they take is not in any figure.
     """
 
     compute: float
+    kernels: float
     memory: float
     transfers: tuple[Transfer, ...]
     total: float
@@ -396,26 +404,26 @@ def unestimated_bytes(module: Module, each: Instruction, computation: str) -> in
     return 0
 
 
-def times(module: Module, rates: Rates) -> Times:
-    """How long a program takes, all in.
+def times(module: Module, rates: Rates, kernels: Mapping[str, int]) -> Times:
+    """How long a program takes, all in. kernels: cycles of custom calls by instruction, see `ftjax.cost.kernels`.
 
     A computation is followed in its order with two clocks: what is computed, and the links, which carry one collective
     after the other. One that blocks lets the first wait for the second; one with a start and an end only if the links are
     not done by its end.
     """
-    timeline = _Timeline(module, rates)
+    timeline = _Timeline(module, rates, kernels)
     total = timeline.follow(module.entry, 1)
     moved = tuple(
         Transfer(kind, blocking, number, size, seconds, exposed)
         for (kind, blocking), (number, size, seconds, exposed) in timeline.transfers.items()
     )
-    return Times(timeline.compute, timeline.memory, moved, total, timeline.uncounted)
+    return Times(timeline.compute, timeline.kernels, timeline.memory, moved, total, timeline.uncounted)
 
 
 class _Timeline:
-    def __init__(self, module: Module, rates: Rates) -> None:
-        self.module, self.rates = module, rates
-        self.compute = self.memory = 0.0
+    def __init__(self, module: Module, rates: Rates, cycles: Mapping[str, int]) -> None:
+        self.module, self.rates, self.cycles = module, rates, cycles
+        self.compute = self.kernels = self.memory = 0.0
         self.transfers: dict[tuple[str, bool], tuple[int, float, float, float]] = {}
         self.uncounted: dict[str, int] = {}
 
@@ -461,9 +469,11 @@ class _Timeline:
 
     def work(self, each: Instruction, computation: str, turns: int) -> float:
         """Seconds of an instruction that is neither a loop nor communication."""
-        seconds = each.cycles / self.rates.clock
+        of_kernel = 0 if each.cycles else self.cycles.get(each.name, 0)
+        seconds = (each.cycles or of_kernel) / self.rates.clock
         self.compute += turns * seconds
-        if not each.cycles:
+        self.kernels += turns * of_kernel / self.rates.clock
+        if not seconds:
             memory = unestimated_bytes(self.module, each, computation) / self.rates.memory_bandwidth
             self.memory += turns * memory
             seconds += memory

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ftjax.config import PlanConfig
-from ftjax.cost import hlo
+from ftjax.cost import hlo, kernels
 from ftjax.cost.bare import bare_run, full_rows, step_arguments
 from ftjax.cost.benchmark import matmul_flops
 from ftjax.cost.chips import Chip
@@ -132,11 +132,12 @@ def examine(config: PlanConfig, devices: Sequence[jax.Device], chip: Chip | None
     prefix_seconds = 0.0
     if chip:
         rates = hlo.Rates(chip.clock, chip.link_bandwidth, chip.memory_bandwidth)
-        times, peak = hlo.times(module, rates), chip.peak_flops
+        times, peak = hlo.times(module, rates, kernels.take(hlo.custom_calls(module))), chip.peak_flops
         step, compute = times.total, times.compute
         collectives = [dataclasses.asdict(transfer) for transfer in times.transfers]
         if stage.prefix:
-            prefix_seconds = hlo.times(hlo.parse(prefix_program(run, arguments).as_text()), rates).total
+            prefix = hlo.parse(prefix_program(run, arguments).as_text())
+            prefix_seconds = hlo.times(prefix, rates, kernels.take(hlo.custom_calls(prefix))).total
     else:
         peak = matmul_flops(config.precision)
         step = compute = asked / (peak * mesh.size)
@@ -162,6 +163,7 @@ def examine(config: PlanConfig, devices: Sequence[jax.Device], chip: Chip | None
         "steps": steps,
         "predicted_prefix_seconds": prefix_seconds,
         "predicted_memory_seconds": times.memory if chip else None,
+        "predicted_kernel_seconds": times.kernels if chip else None,
         "uncounted": times.uncounted if chip else {},
         "unknown_loops": hlo.unknown_loops(module),
         "compile_seconds": time.perf_counter() - start,
@@ -277,6 +279,8 @@ def show_figures(found: dict[str, Any]) -> None:
             busy, exposed = _milliseconds(transfer["seconds"]), _milliseconds(transfer["exposed"])
             text += f", {busy}, of which nothing is computed for {exposed}"
         line(transfer["kind"] + ("" if transfer["blocking"] else " (async)"), text)
+    if found["predicted_kernel_seconds"]:
+        line("kernels", f"{_milliseconds(found['predicted_kernel_seconds'])} of it, their instructions, every branch taken")
     for name, number in found["uncounted"].items():
         line("not counted", f"{name} x{number}: a kernel of which the compiler says nothing")
     run = f"{found['steps']:,} steps ({found['epochs']} epochs of {found['examples']:,} examples)"

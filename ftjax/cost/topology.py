@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import math
 import os
+import shutil
+import tempfile
 from typing import TYPE_CHECKING, Any
 
+from ftjax.cost import kernels
 from ftjax.cost.chips import Chip, read_topology
 from ftjax.errors import InputError
 from ftjax.launch import NO_TPU
@@ -19,7 +23,8 @@ LOCAL = ("cpu", "gpu")
 
 
 def settle_environment(topology: str) -> None:
-    """Set what must stand in the environment before JAX is imported: compile for a TPU, but ask for none.
+    """Set what must stand in the environment before JAX is imported: compile for a TPU, but ask for none; and write the
+    instructions of kernels into a directory that goes with this process.
 
     Raises InputError for a topology that is not spelled right, and where the compiler is missing.
     """
@@ -31,6 +36,9 @@ def settle_environment(topology: str) -> None:
     for name, value in {**NO_TPU, "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "JAX_PLATFORMS": "cpu"}.items():
         os.environ.setdefault(name, value)
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # a kept program cannot be read again without its chip
+    directory = tempfile.mkdtemp(prefix=kernels.OURS)
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    os.environ["LIBTPU_INIT_ARGS"] = kernels.options(os.environ.get("LIBTPU_INIT_ARGS", ""), directory)
 
 
 def devices_of(topology: str) -> tuple[list[jax.Device], Chip | None]:

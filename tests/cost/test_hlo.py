@@ -115,7 +115,7 @@ ENTRY %main (p: f32[8]) -> f32[32] {
 
 def test_a_counter_that_steps_by_two_and_communication_that_hides_behind_what_is_computed():
     module = hlo.parse(LOOP)
-    times = hlo.times(module, hlo.Rates(clock=1.0, link_bandwidth=1.0, memory_bandwidth=1.0))
+    times = hlo.times(module, hlo.Rates(clock=1.0, link_bandwidth=1.0, memory_bandwidth=1.0), {})
     assert times.compute == 4 * 100 + 40
     (moved,) = times.transfers
     assert (moved.kind, moved.blocking, moved.times) == ("all-gather", False, 1)
@@ -127,7 +127,7 @@ def test_a_counter_that_steps_by_two_and_communication_that_hides_behind_what_is
 def test_a_collective_that_blocks_adds_its_time():
     text = LOOP.replace("all-gather-start", "all-gather").replace("= (f32[8]{0}, f32[32]{0}) all", "= f32[32]{0} all")
     text = text.replace("all-gather-done(%begun)", "copy(%begun)")
-    times = hlo.times(hlo.parse(text), hlo.Rates(1.0, 1.0, 1.0))
+    times = hlo.times(hlo.parse(text), hlo.Rates(1.0, 1.0, 1.0), {})
     assert times.total == 400 + 96 + 40
     assert times.transfers[0].exposed == 96
 
@@ -161,9 +161,14 @@ ENTRY %main (p: f32[100,8], i: s32[4,1]) -> f32[4,8] {
   ROOT %rows = f32[4,8]{1,0} gather(%p, %i), offset_dims={1}
 }
 """
-    times = hlo.times(hlo.parse(text), hlo.Rates(1.0, 1.0, 1.0))
+    times = hlo.times(hlo.parse(text), hlo.Rates(1.0, 1.0, 1.0), {})
     assert times.memory == times.total == (16 + 4000) + 2 * 128
     assert times.uncounted == {"tpu_custom_call": 1}
+    assert hlo.custom_calls(hlo.parse(text)) == {"kernel"}
+    with_kernel = hlo.times(hlo.parse(text), hlo.Rates(2.0, 1.0, 1.0), {"kernel": 30, "another": 7})
+    assert with_kernel.kernels == with_kernel.compute == 15
+    assert with_kernel.total == times.total + 15
+    assert with_kernel.uncounted == {}
 
 
 def test_peaks_are_what_the_units_do_at_the_clock():
