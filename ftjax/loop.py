@@ -365,7 +365,7 @@ class Session:
                 seconds["data_wait"] += clock.lap()
                 compiling = self.compile_seconds
                 if not self.train_step.is_ready(batch):
-                    self.terminal.doing("compiling the step for another length of rows" if self.step_seconds else "compiling")
+                    self.terminal.doing("compiling the step for another length of rows" if self.running else "compiling")
                 state, metrics = self.train_step(dataclasses.replace(self.state, frozen={}), self.state.frozen, batch)
                 self.state = dataclasses.replace(state, frozen=self.state.frozen)
                 self.step += 1
@@ -375,12 +375,14 @@ class Session:
                 at_end = self.step == (epoch + 1) * per_epoch
                 stopping = self.stopping()
                 saving = stopping or (config.save_every and self.step % config.save_every == 0)
-                while len(self.running) > (0 if at_end or saving else 1):  # one step runs while the next is made ready
+                waited = max(0, len(self.running) - (0 if at_end or saving else 1))  # one runs while the next is made ready
+                for _ in range(waited):
                     self.settle(per_epoch)
                 took = clock.lap() - compiling
                 seconds["step"] += took
-                self.step_seconds.append(took)
-                self.tokens.append(int(data.train.lengths[batch["example_ids"][batch["example_ids"] >= 0]].sum()))
+                if waited and not compiling:  # a step goes on while the next one is compiled: of that time nothing is known
+                    self.step_seconds.append(took / waited)
+                    self.tokens.append(int(data.train.lengths[batch["example_ids"][batch["example_ids"] >= 0]].sum()))
                 self.terminal.advance(self.status)
                 if saving and not at_end:
                     self.save()
@@ -463,7 +465,7 @@ class Session:
     def flush(self, step: int, epoch: float) -> None:
         """Write the averages since the last line, if there are any."""
         if averages := self.progress.take():
-            rate = {"examples_per_second": self.examples_per_second}
+            rate = {"examples_per_second": self.examples_per_second} if self.step_seconds else {}
             with self.disk():
                 self.log.write("train", step, {"epoch": epoch, **averages, **rate})
 
@@ -485,7 +487,7 @@ class Session:
 
     @property
     def tokens_per_second(self) -> float:
-        """Of the same steps. No median of rates: of two steps an epoch the first is not waited for, the second waits twice."""
+        """Of the same steps."""
         tokens = self.tokens[-20:] or [0]
         return statistics.mean(tokens) / statistics.median(self.step_seconds[-20:] or [math.inf])
 
@@ -494,7 +496,7 @@ class Session:
         """How the run stands, for the panel."""
         loss = f"loss {self.loss:.4f}  " if self.loss is not None else ""
         score = f"{self.metric} {self.value:.4f}  " if self.value is not None else ""
-        if len(self.step_seconds) < 2:  # the first step is not waited for until the second one runs
+        if not self.step_seconds:
             return f"{loss}{score}".rstrip()
         rates = f"{self.examples_per_second:,.1f} examples/s  {self.tokens_per_second:,.0f} tokens/s"
         left = duration((self.run.steps - self.step) * statistics.median(self.step_seconds[-20:]))

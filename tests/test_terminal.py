@@ -54,7 +54,8 @@ def test_what_comes_next_are_commands_that_ftjax_takes(tmp_path):
     assert parse(shlex.split(line.partition("ftjax ")[2])).model == str(config.output / "model")
 
 
-def test_rates_are_of_steps_that_are_waited_for_in_pairs():
-    """In an epoch of two steps the first costs no time, as it is not waited for, and the second the time of both."""
-    session = SimpleNamespace(tokens=[640, 320] * 5, step_seconds=[0.0, 2.0] * 5)
-    assert Session.tokens_per_second.fget(session) == 480
+def test_no_rate_is_shown_before_a_step_has_been_waited_for():
+    session = SimpleNamespace(tokens=[], step_seconds=[], loss=0.5, value=None, metric="accuracy")
+    assert Session.status.fget(session) == "loss 0.5000"
+    session.tokens, session.step_seconds = [640, 320], [2.0, 2.0]
+    assert Session.tokens_per_second.fget(session) == 240
