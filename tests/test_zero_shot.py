@@ -25,6 +25,7 @@ from ftjax.zero_shot.scores import (
     described,
     likelihood_scores,
     per_row,
+    relative,
     surest,
     together,
     tokenised,
@@ -106,10 +107,20 @@ def test_the_surest_are_the_highest_margins_of_each_class(scores, share):
 
 
 def test_calibration_gives_every_class_the_same_mean_and_spread():
-    scores = np.random.default_rng(0).normal((1.0, -3.0), (0.5, 2.0), (200, 2))
+    scores = np.random.default_rng(0).normal((1.0, -3.0, 2.0), (0.5, 2.0, 1.0), (200, 3))
     found = Calibration.of(scores)(scores)
     np.testing.assert_allclose(found.mean(0), 0.0, atol=1e-9)
-    np.testing.assert_allclose(found.std(0), scores.std(0).mean())
+    np.testing.assert_allclose(found.std(0), relative(scores).std(0).mean())
+
+
+def test_what_a_text_adds_to_the_scores_of_all_classes_changes_nothing():
+    rng = np.random.default_rng(0)
+    scores, common = rng.normal((1.0, -3.0), (0.5, 2.0), (200, 2)), rng.normal(0, 50, (200, 1))
+    calibration = Calibration.of(scores)
+    np.testing.assert_allclose(Calibration.of(scores + common)(scores + common), calibration(scores), atol=1e-10)
+    margin = scores[:, 1] - scores[:, 0]  # of two classes nothing but their difference matters, and where it begins
+    found = calibration(scores)
+    np.testing.assert_allclose(found[:, 1] - found[:, 0], margin - margin.mean(), atol=1e-10)
 
 
 @pytest.mark.parametrize(
@@ -263,7 +274,7 @@ def test_scores_together_weigh_every_judge_alike():
     rng = np.random.default_rng(0)
     over = [rng.normal(3, 10, (200, 3)), rng.normal(-1, 0.1, (200, 3))]
     found = together([scores[:5] for scores in over], over)
-    by_hand = sum((scores[:5] - scores.mean(0)) / scores.std(0) for scores in over) / 2
+    by_hand = sum((scores[:5] - scores.mean(0)) / scores.std(0) for scores in map(relative, over)) / 2
     np.testing.assert_allclose(found, by_hand, rtol=1e-6)
     np.testing.assert_allclose(together([5 * over[0][:5] + 7, over[1][:5]], [5 * over[0] + 7, over[1]]), by_hand, rtol=1e-6)
 

@@ -40,9 +40,18 @@ from ftjax.sharding import data_mesh
 Step = Callable[[Params, Batch], jax.Array]
 
 
+def relative(scores: np.ndarray) -> np.ndarray:
+    """Scores (..., classes) less their mean over the classes.
+
+    What all classes of a text have in common says nothing about which is right: a long text makes any word less likely, and one
+    about films is similar to every description. Where classes are then scaled apart, it would.
+    """
+    return scores - scores.mean(-1, keepdims=True)
+
+
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """Mean and spread of every class's scores over texts without labels, both (classes,).
+    """Mean and spread of every class's relative scores over texts without labels, both (classes,).
 
     Models favour some classes whatever the text says (Zhao et al., 2021, https://arxiv.org/abs/2102.09690; Holtzman et al.,
     2021, https://arxiv.org/abs/2104.08315, subtract what a class gets without its text). Over many texts that is each
@@ -55,11 +64,12 @@ class Calibration:
     @classmethod
     def of(cls, scores: np.ndarray) -> Calibration:
         """From the scores (texts, classes) of texts."""
+        scores = relative(scores)
         return cls(scores.mean(0), np.maximum(scores.std(0), 1e-9))
 
     def __call__(self, scores: np.ndarray) -> np.ndarray:
         """Scores (texts, classes) with mean 0 in every class and the classes' own mean spread in each."""
-        return (scores - self.mean) / self.spread * self.spread.mean()
+        return (relative(scores) - self.mean) / self.spread * self.spread.mean()
 
 
 def per_row(step: Step, pretrained: Pretrained, examples: Examples, batch_size: int, pad_token_id: int) -> np.ndarray:
@@ -109,7 +119,7 @@ def described(pretrained: Pretrained, descriptions: Descriptions, *, max_length:
 def calibrated(pretrained: Pretrained, calibration: Calibration) -> Pretrained:
     """The model whose logits are the calibrated ones: calibration is part of the classifier's weights."""
     factor = calibration.spread.mean() / calibration.spread
-    kernel, bias = (np.asarray(pretrained.params[f"classifier.{name}"]) for name in ("kernel", "bias"))
+    kernel, bias = (relative(np.asarray(pretrained.params[f"classifier.{name}"])) for name in ("kernel", "bias"))
     head = {"classifier.kernel": kernel * factor, "classifier.bias": (bias - calibration.mean) * factor}
     params = {name: jnp.asarray(value, jnp.float32) for name, value in head.items()}
     return dataclasses.replace(pretrained, params={**pretrained.params, **params})
