@@ -2,7 +2,7 @@
 
     python experiments/zero_labels.py --output runs/zero-labels              # MiniLM; about half an hour on 2 cores
     python experiments/zero_labels.py --output runs/zero-labels --smollm2    # SmolLM2-135M too, on fewer sentences
-    python experiments/zero_labels.py --output runs/zero-labels --together   # MiniLM and SmolLM2 choose the labels together
+    python experiments/zero_labels.py --output runs/zero-labels --sets --taught --seeds 0    # MiniLM taught by SmolLM2
 
 The command `ftjax zero-shot` reads the training sentences without their labels; the test split's labels are read once
 the predictions are written. Every run is a process of its own; what is finished is not done twice.
@@ -35,16 +35,40 @@ def zero_shot(output: Path, *arguments: object) -> dict:
     return json.loads((output / "result.json").read_text(encoding="utf-8"))
 
 
-def minilm(
-    name: str, seed: int, files: dict[str, Path], output: Path, precision: str = "bfloat16", judge: Path | None = None
-) -> dict:
-    """MiniLM with a set of descriptions, adapted to the training sentences. judge: a run whose scores help to choose labels."""
+def described(name: str) -> tuple[object, ...]:
+    """MiniLM and what describes the classes to it."""
+    return ("--model", reviews.model_dir(), "--descriptions-file", HERE / "descriptions" / f"{name}.json")
+
+
+def minilm(name: str, seed: int, files: dict[str, Path], output: Path, precision: str = "bfloat16") -> dict:
+    """MiniLM with a set of descriptions, adapted to the training sentences."""
     return zero_shot(
-        output / f"{name}{'-together' if judge else ''}-seed{seed}",
-        *(("--scores-from", judge) if judge else ()),
-        *("--model", reviews.model_dir(), "--descriptions-file", HERE / "descriptions" / f"{name}.json", "--adapt"),
-        *("--unlabeled-file", files["train"], "--test-file", files["test"], "--seed", seed),
+        output / f"{name}-seed{seed}",
+        *(*described(name), "--adapt", "--unlabeled-file", files["train"], "--test-file", files["test"], "--seed", seed),
         *("--precision", precision),
+    )
+
+
+def taught(seed: int, files: dict[str, Path], output: Path, precision: str = "bfloat16") -> dict:
+    """MiniLM with the last set, taught by SmolLM2 (co-training, Blum and Mitchell, 1998, with two models for two views).
+
+    What both are surest about becomes labels, from which SmolLM2's last layers learn. It then scores all sentences anew, and
+    its scores with those of MiniLM's descriptions choose the labels from which MiniLM learns.
+    """
+    texts, each = ("--unlabeled-file", files["train"]), ("--seed", seed, "--precision", precision)
+    first, learning, teacher = (output / name for name in ("first", f"learning-seed{seed}", f"teacher-seed{seed}"))
+    zero_shot(first, *described(SETS[-1]), *texts, "--test-file", files["test"], "--precision", precision)
+    zero_shot(
+        learning,
+        *("--model", dialogues.model_file(), *JUDGE, "--scores-from", first, "--adapt", "--confident-share", 0.1),
+        *("--train-parameters", "last:4", "--learning-rate", "1e-4", "--epochs", 2, *texts, *each),
+    )
+    model = learning / "round-1" / "model"
+    zero_shot(teacher, "--model", model, *JUDGE, *texts, "--test-file", files["test"], "--precision", precision)
+    return zero_shot(
+        output / f"taught-seed{seed}",
+        *(*described(SETS[-1]), "--scores-from", teacher, "--adapt", "--confident-share", 0.4, "--epochs", 2),
+        *(*texts, "--test-file", files["test"], *each),
     )
 
 
@@ -71,17 +95,6 @@ def smollm2(seed: int, sentences: int, train: Path, test: Path, output: Path, pr
     )
 
 
-def smollm2_scores(files: dict[str, Path], output: Path, precision: str) -> Path:
-    """The run in which SmolLM2 scores all sentences, without adaptation."""
-    found = output / "smollm2-scores"
-    zero_shot(
-        found,
-        *("--model", dialogues.model_file(), *JUDGE, "--unlabeled-file", files["train"], "--test-file", files["test"]),
-        *("--precision", precision),
-    )
-    return found
-
-
 def spread(values: list[float]) -> str:
     """Mean, standard deviation and number of seeds."""
     deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
@@ -94,7 +107,7 @@ if __name__ == "__main__":
     parser.add_argument("--sets", nargs="*", choices=SETS, default=list(SETS), help="for MiniLM; none: SmolLM2 alone")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--smollm2", action="store_true", help="run SmolLM2 too")
-    parser.add_argument("--together", action="store_true", help="MiniLM with the last set and SmolLM2's scores beside it")
+    parser.add_argument("--taught", action="store_true", help="MiniLM with the last set, taught by SmolLM2")
     parser.add_argument("--sentences", type=int, default=1000, help="training sentences for SmolLM2")
     parser.add_argument("--test-sentences", type=int, help="of the test split, for SmolLM2; default: all")
     parser.add_argument("--precision", default="bfloat16", help="float32 is faster on a CPU without AMX")
@@ -111,10 +124,9 @@ if __name__ == "__main__":
         rows["SmolLM2, good/bad"] = [
             smollm2(seed, options.sentences, train, test, options.output, options.precision) for seed in options.seeds
         ]
-    if options.together:
-        judge = smollm2_scores(files, options.output, options.precision)
-        rows["twenty-five, with SmolLM2's scores"] = [
-            minilm(SETS[-1], seed, files, options.output, options.precision, judge) for seed in options.seeds
+    if options.taught:
+        rows["twenty-five, taught by SmolLM2"] = [
+            taught(seed, files, options.output, options.precision) for seed in options.seeds
         ]
     lines = [["descriptions", "alone", "after adaptation"], ["---"] * 3]
     for name, runs in rows.items():
