@@ -281,9 +281,10 @@ def unknown_loops(module: Module) -> int:
     )
 
 
-def custom_calls(module: Module) -> set[str]:
-    """Names of the instructions that call what is no operation of XLA's, such as a Pallas kernel."""
-    return {run.instruction.name for run in walk(module) if run.instruction.opcode == "custom-call"}
+def kernels(module: Module) -> dict[str, str]:
+    """Instruction -> its program, of those that call a Pallas kernel; one that is called in two places has one program."""
+    calls = (run.instruction for run in walk(module) if run.instruction.opcode == "custom-call")
+    return {call.name: body[1] for call in calls if (body := re.search(r'"body":"([^"]*)"', call.rest))}
 
 
 def flops(module: Module) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Container
+from collections.abc import Mapping
 from pathlib import Path
 
 DUMP = ("--xla_jf_dump_llo_text=true", "--xla_jf_dump_llo_pass_label_regex=final_bundles", "--xla_jf_dump_to=")
@@ -28,19 +28,21 @@ def options(given: str, directory: str) -> str:
     return given if DUMP[-1] in given else " ".join([given, *DUMP]).strip() + directory
 
 
-def take(operations: Container[str]) -> dict[str, int]:
-    """Operation -> cycles of those that were compiled since, if their loops tell how often they turn; empties the directory.
+def take(called: Mapping[str, str]) -> dict[str, int]:
+    """Operation -> cycles, of those that were compiled since, if their loops tell how often they turn; empties the directory.
 
-    The directory is the one that LIBTPU_INIT_ARGS names, if it is ours.
+    called: operation -> its program. One that is called several times may have been written once: all that have its program
+    take as long. The directory is the one that LIBTPU_INIT_ARGS names, if it is ours.
     """
     named = re.search(rf"{DUMP[-1]}(\S*/{OURS}[^/\s]+)(?:\s|$)", os.environ.get("LIBTPU_INIT_ARGS", ""))
     found: dict[str, int] = {}
     for path in sorted(Path(named[1]).glob("*")) if named else ():
         is_of = re.fullmatch(r"\d+-(.+)-\d+-final_bundles\.txt", path.name)
-        if is_of and is_of[1] in operations and (counted := cycles(path.read_text(encoding="utf-8", errors="replace"))):
+        if is_of and is_of[1] in called and (counted := cycles(path.read_text(encoding="utf-8", errors="replace"))):
             found[is_of[1]] = counted
         path.unlink()
-    return found
+    of_program = {called[name]: counted for name, counted in found.items()}
+    return {name: of_program[program] for name, program in called.items() if program in of_program} | found
 
 
 def cycles(text: str) -> int | None:

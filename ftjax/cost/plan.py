@@ -132,12 +132,12 @@ def examine(config: PlanConfig, devices: Sequence[jax.Device], chip: Chip | None
     prefix_seconds = 0.0
     if chip:
         rates = hlo.Rates(chip.clock, chip.link_bandwidth, chip.memory_bandwidth)
-        times, peak = hlo.times(module, rates, kernels.take(hlo.custom_calls(module))), chip.peak_flops
+        times, peak = hlo.times(module, rates, kernels.take(hlo.kernels(module))), chip.peak_flops
         step, compute = times.total, times.compute
         collectives = [dataclasses.asdict(transfer) for transfer in times.transfers]
         if stage.prefix:
             prefix = hlo.parse(prefix_program(run, arguments).as_text())
-            prefix_seconds = hlo.times(prefix, rates, kernels.take(hlo.custom_calls(prefix))).total
+            prefix_seconds = hlo.times(prefix, rates, kernels.take(hlo.kernels(prefix))).total
     else:
         peak = matmul_flops(config.precision)
         step = compute = asked / (peak * mesh.size)

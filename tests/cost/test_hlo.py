@@ -156,15 +156,15 @@ ENTRY %main (p: f32[100,8], i: s32[4,1]) -> f32[4,8] {
   %p = f32[100,8]{1,0} parameter(0)
   %i = s32[4,1]{1,0} parameter(1)
   %bits = (u64[2]{0}, u32[1000]{0}) rng-bit-generator(%p), algorithm=rng_default
-  %kernel = f32[4,8]{1,0} custom-call(%p), custom_call_target="tpu_custom_call", backend_config="a
-}} } b"
+  %kernel = f32[4,8]{1,0} custom-call(%p), custom_call_target="tpu_custom_call", backend_config={"body":"TUzv","rest":"a
+}} } b"}
   ROOT %rows = f32[4,8]{1,0} gather(%p, %i), offset_dims={1}
 }
 """
     times = hlo.times(hlo.parse(text), hlo.Rates(1.0, 1.0, 1.0), {})
     assert times.memory == times.total == (16 + 4000) + 2 * 128
     assert times.uncounted == {"tpu_custom_call": 1}
-    assert hlo.custom_calls(hlo.parse(text)) == {"kernel"}
+    assert hlo.kernels(hlo.parse(text)) == {"kernel": "TUzv"}
     with_kernel = hlo.times(hlo.parse(text), hlo.Rates(2.0, 1.0, 1.0), {"kernel": 30, "another": 7})
     assert with_kernel.kernels == with_kernel.compute == 15
     assert with_kernel.total == times.total + 15

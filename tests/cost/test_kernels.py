@@ -35,9 +35,10 @@ def test_only_what_is_asked_for_is_read_and_the_directory_is_emptied(tmp_path, m
         text = BUNDLES if name != "untold.3" else BUNDLES.replace("/* loop exit test */", "")
         (directory / f"1795-{name}-01-final_bundles.txt").write_text(text, encoding="utf-8")
     (directory / "1795-mine.1-00-schedule-analysis_final_bundles.txt").write_text("other", encoding="utf-8")
-    assert kernels.take({"mine.1", "untold.3"}) == {"mine.1": kernels.cycles(BUNDLES)}
+    called = {"mine.1": "a program", "mine.7": "a program", "untold.3": "one of which nothing is known"}
+    assert kernels.take(called) == dict.fromkeys(("mine.1", "mine.7"), kernels.cycles(BUNDLES))
     assert not [*directory.iterdir()]
-    assert kernels.take({"mine.1"}) == {}
+    assert kernels.take(called) == {}
 
 
 @pytest.mark.parametrize("given", ["", "--some=1", "--xla_jf_dump_to={}"])
@@ -49,5 +50,5 @@ def test_what_somebody_else_has_the_compiler_write_stays(tmp_path, monkeypatch, 
     if "dump_to" in given:
         assert kernels.options(given, "/tmp/ours") == given
     monkeypatch.setenv("LIBTPU_INIT_ARGS", given)
-    assert kernels.take({"mine.1"}) == {}
+    assert kernels.take({"mine.1": "a program"}) == {}
     assert [*theirs.iterdir()]
