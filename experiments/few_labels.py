@@ -35,11 +35,6 @@ def full(labels: int, start: Path) -> tuple[object, ...]:
     return ("--model", start, "--method", "full", "--learning-rate", "5e-5", "--epochs", epochs(labels))
 
 
-def mean(labels: int, start: Path) -> tuple[object, ...]:
-    """The same with a head on the mean of the last hidden states."""
-    return (*full(labels, start), "--classifier", "mean")
-
-
 def pairs(labels: int, start: Path) -> tuple[object, ...]:
     """SetFit: first pairs of equal and different labels, then a head on the embeddings."""
     return (
@@ -59,8 +54,13 @@ def descriptions(labels: int, start: Path) -> tuple[object, ...]:
     return ("--model", start, "--method", "full", "--learning-rate", "2e-5", "--epochs", epochs(labels))
 
 
+def taught(labels: int, start: Path) -> tuple[object, ...]:
+    """The same from the model that SmolLM2, which learnt without labels too, has taught."""
+    return descriptions(labels, start)
+
+
 def self_training(labels: int, start: Path) -> tuple[object, ...]:
-    """From there, with the unlabelled rows as their own labels where a mean teacher is sure."""
+    """From descriptions and unlabelled rows, with the latter as their own labels where a mean teacher is sure."""
     return (
         *("--model", start, "--method", "self-supervised", "--learning-rate", "2e-5", "--epochs", "2"),
         *("--self-supervised-loss", "pseudo-label=1", "--confidence", "0.9", "--teacher-decay", "0.99"),
@@ -79,10 +79,10 @@ def words(labels: int, start: Path) -> tuple[object, ...]:
 
 METHODS: dict[str, Callable[[int, Path], tuple[object, ...]]] = {
     "full": full,
-    "mean": mean,
     "pairs": pairs,
     "described": described,
     "descriptions": descriptions,
+    "taught": taught,
     "self-training": self_training,
     "words": words,
 }
@@ -91,7 +91,7 @@ LABELS = (0, 16, 64, 256, 512, 1024, EVERY)
 Found = dict[str, dict[int, dict[int, float]]]
 """Method -> number of labels -> seed -> test accuracy."""
 FROM_DESCRIPTIONS = ("described", "descriptions", "self-training")
-"""The methods that begin with what zero labels give."""
+"""The methods that begin with what zero labels give; `taught` with what they give two models."""
 
 MAJORITY = 0.552
 """Share of the more frequent class among the test sentences."""
@@ -107,19 +107,23 @@ def ftjax(*arguments: object) -> None:
 def applies(method: str, labels: int) -> bool:
     """Whether a method is tried with so many labels."""
     if labels == 0:
-        return method == "descriptions"  # without labels there is one way only, with which both begin that need it
+        return method in ("descriptions", "taught")  # the ways without labels, with which the others begin that need one
     return method != "self-training" or labels < EVERY  # it needs rows without a label
 
 
 def finished(method: str, labels: int, seed: int, output: Path) -> bool:
     """Whether a run has been done."""
-    name = f"{method}-{labels}" if labels else "twenty-five"
+    name = f"{method}-{labels}" if labels else "taught" if method == "taught" else "twenty-five"
     return (output / f"{name}-seed{seed}" / "result.json").exists()
 
 
 def run(method: str, labels: int, seed: int, files: dict[str, Path], output: Path, precision: str) -> float:
     """Test accuracy of one run."""
-    start = zero_labels.minilm("twenty-five", seed, files, output, precision) if method in FROM_DESCRIPTIONS else {}
+    start = {}
+    if method in FROM_DESCRIPTIONS:
+        start = zero_labels.minilm("twenty-five", seed, files, output, precision)
+    elif method == "taught":
+        start = zero_labels.taught(seed, files, output, precision)
     if labels == 0:
         return start["rounds"][-1]["accuracy"]
     directory = output / f"{method}-{labels}-seed{seed}"
