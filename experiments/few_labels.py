@@ -11,6 +11,7 @@ what is finished is not done twice.
 """
 
 import argparse
+import functools
 import json
 import statistics
 import subprocess
@@ -54,11 +55,6 @@ def descriptions(labels: int, start: Path) -> tuple[object, ...]:
     return ("--model", start, "--method", "full", "--learning-rate", "2e-5", "--epochs", epochs(labels))
 
 
-def taught(labels: int, start: Path) -> tuple[object, ...]:
-    """The same from the model that SmolLM2, which learnt without labels too, has taught."""
-    return descriptions(labels, start)
-
-
 def self_training(labels: int, start: Path) -> tuple[object, ...]:
     """From descriptions and unlabelled rows, with the latter as their own labels where a mean teacher is sure."""
     return (
@@ -82,7 +78,7 @@ METHODS: dict[str, Callable[[int, Path], tuple[object, ...]]] = {
     "pairs": pairs,
     "described": described,
     "descriptions": descriptions,
-    "taught": taught,
+    "taught": descriptions,  # but from the model that SmolLM2, which learnt without labels too, has taught
     "self-training": self_training,
     "words": words,
 }
@@ -90,8 +86,15 @@ EVERY = reviews.SPLITS["train"]
 LABELS = (0, 16, 64, 256, 512, 1024, EVERY)
 Found = dict[str, dict[int, dict[int, float]]]
 """Method -> number of labels -> seed -> test accuracy."""
-FROM_DESCRIPTIONS = ("described", "descriptions", "self-training")
-"""The methods that begin with what zero labels give; `taught` with what they give two models."""
+WITHOUT = {"descriptions": zero_labels.SETS[-1], "taught": "taught"}
+"""What the runs are called that need no label, by the method that goes on from them."""
+STARTS = {
+    **dict.fromkeys(
+        ("described", "descriptions", "self-training"), functools.partial(zero_labels.minilm, zero_labels.SETS[-1])
+    ),
+    "taught": zero_labels.taught,
+}
+"""The methods that begin with what zero labels give, and what makes that."""
 
 MAJORITY = 0.552
 """Share of the more frequent class among the test sentences."""
@@ -107,23 +110,19 @@ def ftjax(*arguments: object) -> None:
 def applies(method: str, labels: int) -> bool:
     """Whether a method is tried with so many labels."""
     if labels == 0:
-        return method in ("descriptions", "taught")  # the ways without labels, with which the others begin that need one
+        return method in WITHOUT
     return method != "self-training" or labels < EVERY  # it needs rows without a label
 
 
 def finished(method: str, labels: int, seed: int, output: Path) -> bool:
     """Whether a run has been done."""
-    name = f"{method}-{labels}" if labels else "taught" if method == "taught" else "twenty-five"
+    name = f"{method}-{labels}" if labels else WITHOUT[method]
     return (output / f"{name}-seed{seed}" / "result.json").exists()
 
 
 def run(method: str, labels: int, seed: int, files: dict[str, Path], output: Path, precision: str) -> float:
     """Test accuracy of one run."""
-    start = {}
-    if method in FROM_DESCRIPTIONS:
-        start = zero_labels.minilm("twenty-five", seed, files, output, precision)
-    elif method == "taught":
-        start = zero_labels.taught(seed, files, output, precision)
+    start = STARTS[method](seed, files, output, precision) if method in STARTS else {}
     if labels == 0:
         return start["rounds"][-1]["accuracy"]
     directory = output / f"{method}-{labels}-seed{seed}"
@@ -196,8 +195,10 @@ if __name__ == "__main__":
     found: dict[str, dict[int, list[float]]] = {}
     for labels in options.labels:
         for method in options.methods:
+            if not applies(method, labels):
+                continue
             seeds = [s for s in options.seeds if not options.finished or finished(method, labels, s, options.output)]
-            if seeds and applies(method, labels):
+            if seeds:
                 accuracies = {s: run(method, labels, s, files, options.output, options.precision) for s in seeds}
                 found.setdefault(method, {})[labels] = accuracies
     table = table_of(found, options.labels)

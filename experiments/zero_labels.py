@@ -128,7 +128,7 @@ if __name__ == "__main__":
         rows["twenty-five, taught by SmolLM2"] = [
             taught(seed, files, options.output, options.precision) for seed in options.seeds
         ]
-    lines = [["descriptions", "alone", "after adaptation"], ["---"] * 3]
+    lines = [["descriptions", "before", "after adaptation"], ["---"] * 3]
     for name, runs in rows.items():
         alone = [run.get("together", run["rounds"][0])["accuracy"] for run in runs]
         adapted = [run["rounds"][-1]["accuracy"] for run in runs]

@@ -365,7 +365,8 @@ class Session:
                 seconds["data_wait"] += clock.lap()
                 compiling = self.compile_seconds
                 if not self.train_step.is_ready(batch):
-                    self.terminal.doing("compiling the step for another length of rows" if self.running else "compiling")
+                    compiled = self.train_step.programs  # of other lengths
+                    self.terminal.doing("compiling the step for another length of rows" if compiled else "compiling")
                 state, metrics = self.train_step(dataclasses.replace(self.state, frozen={}), self.state.frozen, batch)
                 self.state = dataclasses.replace(state, frozen=self.state.frozen)
                 self.step += 1
