@@ -411,7 +411,7 @@ def suited(model: Model, config: TrainConfig, layout: Layout) -> Model:
         model,
         hidden_dtype=hidden_dtype,
         reduce_dtype=config.reduce_dtype,
-        attention="splash" if platform == "tpu" else "reference",
+        attention="fused" if platform == "tpu" else "reference",
         logits_bytes=model.logits_bytes if platform == "cpu" else 2**29,
     )
 

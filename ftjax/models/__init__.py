@@ -80,8 +80,8 @@ class Model:
     frozen: for the embeddings and every layer, whether nothing in it trains, so that its dropout is off; () if all is on.
     remat: what layers compute again in the backward pass, which saves memory, see `TextModel.remembered`.
     hidden_dtype: of what layers hand on and keep for the backward pass; sums, norms and activations are computed in float32.
-    attention: "splash" takes `ftjax.models.splash` where it fits, in a step that is mapped over devices (the partitioner cannot
-    split kernels); "interpreted" the same on any platform, for tests.
+    attention: "fused" takes the kernels of `flash` and `splash` where they fit, in a step that is mapped over devices (the
+    partitioner cannot split kernels); "interpreted" the same on any platform, for tests.
     reduce_dtype: in which gradients of parameters that are in parts (see `ftjax.zero`) are summed over devices.
     logits_bytes: about how many of a vocabulary's logits are held at a time.
     in_4bit: the dense layers whose kernel is kept in 4 bits, see `ftjax.models.nf4`.

@@ -14,20 +14,19 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
 from ftjax.errors import InputError, did_you_mean
+from ftjax.models import splash
 from ftjax.models.body import Classifier, Config
-from ftjax.models.layers import ACTIVATIONS, ATTENTION, Dense, Embedding, LayerNorm, RMSNorm, dot, matmul, residual
+from ftjax.models.layers import ACTIVATIONS, Dense, Embedding, LayerNorm, RMSNorm, dot, matmul, residual
 from ftjax.models.names import NameTable
 from ftjax.models.rope import Rope, Rotation, rotate
-from ftjax.models.splash import fits, splash_attention
 from ftjax.random import dropout, fold_in
 
-Attention = Literal["reference", "splash", "interpreted"]
+Attention = Literal["reference", "fused", "interpreted"]
 """What computes attention, see `Decoder.fused`."""
 Fused = Callable[..., jax.Array]
-"""Attention in one kernel: `splash_attention` with segments and window given."""
+"""Attention by kernels: all of `flash_attention` or `splash_attention` given but query, key, value, rotation and scale."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -295,11 +294,12 @@ class DecoderAttention(nnx.Module):
         )
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
+        if fused is not None and read is None and memory is None and (seeds is None or self.dropout_rate == 0.0):
+            mixed = fused(query, key, value.astype(self.dtype), rotation, scale=self.scale)
+            return self.output(mixed.reshape(*mixed.shape[:2], -1), seeds), (key, value)
         if rotation is not None:
             query = rotate(query, rotation if read is None else tuple(at(part, read) for part in rotation))
             key = rotate(key, rotation)
-            # so that `remat` "dots" keeps them as they are needed: turned, not turned anew in the backward pass
-            query, key = (checkpoint_name(x, ATTENTION) for x in (query, key))
         if read is not None:
             visible = at(visible, read)
         key, value = key.astype(self.dtype), value.astype(self.dtype)
@@ -308,9 +308,6 @@ class DecoderAttention(nnx.Module):
             key = jax.lax.dynamic_update_slice(memory.keys, key, where)
             value = jax.lax.dynamic_update_slice(memory.values, value, where)
 
-        if fused is not None and read is None and memory is None and (seeds is None or self.dropout_rate == 0.0):
-            mixed = fused(query, key, value, scale=self.scale, softcap=self.softcap)
-            return self.output(mixed.reshape(*mixed.shape[:2], -1), seeds), (key, value)
         shared = query.reshape(*query.shape[:2], key.shape[2], -1, self.size)  # (batch, queries, key-value heads, group, size)
         scores = softcap(dot("bqngd,bknd->bngqk", shared, key, self.dtype) * self.scale, self.softcap)
         # Padding gets the lowest finite number, not minus infinity: a row that is all padding then stays finite
@@ -385,7 +382,8 @@ class Decoder(nnx.Module):
         self.kinds = tuple(dict.fromkeys(config.kinds))
         self.kind_of = tuple(self.kinds.index(kind) for kind in config.kinds)
         self.windows = tuple(kind.window for kind in self.kinds)
-        self.size, self.dtype = config.head_size, dtype
+        self.size, self.heads, self.dtype = config.head_size, (config.num_attention_heads, config.key_value_heads), dtype
+        self.softcap = config.design.attention_softcap
         self.attention: Attention = "reference"
 
     def embed(self, batch: Mapping[str, jax.Array], seeds: jax.Array | None) -> jax.Array:
@@ -413,10 +411,16 @@ class Decoder(nnx.Module):
         """The kernel that does the attention of layers of a kind, if there is one for these rows here."""
         mapped = bool(jax.sharding.get_abstract_mesh().manual_axes)
         interpreted = self.attention == "interpreted"
-        taken = interpreted or (self.attention == "splash" and mapped and self.dtype == jnp.bfloat16)
-        if not taken or not fits(segments.shape[1], self.size):
+        if not (interpreted or (self.attention == "fused" and mapped and self.dtype == jnp.bfloat16)):
             return None
-        return functools.partial(splash_attention, segments=segments, window=self.windows[kind], interpret=interpreted)
+        from ftjax.models import flash  # loads Pallas, for a quarter of a second
+
+        length, options = segments.shape[1], {"segments": segments, "window": self.windows[kind], "interpret": interpreted}
+        if self.softcap is None and flash.fits(length, self.size, *self.heads):
+            return functools.partial(flash.flash_attention, **options)
+        if splash.fits(length, self.size):
+            return functools.partial(splash.splash_attention, softcap=self.softcap, **options)
+        return None
 
     def scan(
         self,

@@ -47,7 +47,7 @@ def test_the_kernel_and_its_gradients_equal_the_reference(qkv, window, cap):
         return (found * wanted).sum(), found
 
     def kernel(*arrays):
-        return splash_attention(*arrays, segments, window=window, scale=0.2, softcap=cap, interpret=True)
+        return splash_attention(*arrays, None, segments, window=window, scale=0.2, softcap=cap, interpret=True)
 
     def spelled_out(*arrays):
         return reference(*arrays, segments, window, 0.2, cap)
@@ -91,7 +91,7 @@ def test_the_kernel_is_for_long_rows_within_a_mapped_step():
     assert not fits(128, 64)
     raw = FAMILIES["llama"] | {"head_dim": 64}
     model = build(CONFIGS["llama"].from_dict(raw, "config.json"), causal_lm=True, precision="bfloat16")
-    body = dataclasses.replace(model, attention="splash").bind(random_params(model)).decoder
+    body = dataclasses.replace(model, attention="fused").bind(random_params(model)).decoder
     segments = jnp.ones((8, SHORTEST), jnp.int32)
     found = []
 
