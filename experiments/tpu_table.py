@@ -3,7 +3,7 @@
     python experiments/tpu_table.py                       # needs libtpu: pip install 'ftjax[tpu]'; minutes a line
 
 Full fine-tuning in bfloat16 (gradients are summed in it too) with the model's own dropout, rows of 128 tokens, 32 a chip;
-then four microbatches of as many.
+then four microbatches of as many, compiled one by one.
 All figures are predicted by the XLA:TPU cost model from the compiled step, "all in": with communication and what else the
 cost model leaves out, see ftjax/cost/hlo.py. None was measured on a chip.
 """
@@ -55,6 +55,7 @@ def main() -> None:
                 reduce_dtype="bfloat16",
                 batch_size=ROWS * parts * len(devices),
                 gradient_accumulation=parts,
+                unroll_accumulation=parts > 1,
             )
             print(f"| {' | '.join(cells(examine(config, devices, chip, print)))} |", flush=True)
 

@@ -210,6 +210,9 @@ class TrainConfig:
     """Directory of the prefix cache's files, which are then left there for other runs. Default: in --output, removed."""
     gradient_accumulation: int = 1
     """Microbatches a batch is cut into, one after the other, to save memory; the update stays that of the whole batch."""
+    unroll_accumulation: bool = False
+    """Compile every microbatch by itself instead of one as a loop: what one sends is then hidden behind what another computes,
+    which on several TPUs saves some percent of a step, for some of the memory saved and several times the compilation."""
     hidden_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """What layers hand on and keep for the backward pass; sums, norms and activations are computed in float32. auto:
     --precision on TPUs and GPUs, where it saves time and memory; float32 on CPUs, where it costs time."""

@@ -305,6 +305,7 @@ class Run:
             stage.optimizer,
             seed=self.config.seed,
             microbatches=self.config.gradient_accumulation,
+            unrolled=self.config.unroll_accumulation,
             precision=self.config.precision,
             teacher_decay=self.config.teacher_decay,
             skip_nonfinite=self.config.nonfinite == "skip",

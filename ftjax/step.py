@@ -28,19 +28,20 @@ Metrics = dict[str, Average]
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["step", "key", "trainable", "frozen", "optimizer_state", "teacher"],
-    meta_fields=["objective", "optimizer", "microbatches", "teacher_decay", "skip_nonfinite"],
+    meta_fields=["objective", "optimizer", "microbatches", "unrolled", "teacher_decay", "skip_nonfinite"],
 )
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything a step reads and writes, as one pytree; the last five fields are static.
+    """Everything a step reads and writes, as one pytree; the last six fields are static.
 
     step: int32 scalar, how many updates have been made. key: the run's typed PRNG key; never changes, steps fold in.
     trainable, frozen: disjoint dictionaries, dotted name -> array; what trains is float32. optimizer_state: of the
     trainable ones only. teacher: averages over the steps of what trains, as `teacher.NAME` (see
     `ftjax.objectives.teacher`), or empty.
     objective, optimizer: what is minimised and how. microbatches: into how many parts a batch is cut (gradient
-    accumulation); the result is that of the whole batch. teacher_decay: what an average keeps of itself in a step.
-    skip_nonfinite: whether a step whose loss or gradient is not finite changes nothing but the count of steps.
+    accumulation); the result is that of the whole batch. unrolled: they are not compiled as a loop. teacher_decay: what an
+    average keeps of itself in a step. skip_nonfinite: whether a step whose loss or gradient is not finite changes nothing but
+    the count of steps.
     """
 
     step: jax.Array
@@ -52,6 +53,7 @@ class TrainState:
     objective: Objective
     optimizer: optax.GradientTransformation
     microbatches: int = 1
+    unrolled: bool = False
     teacher_decay: float = 0.0
     skip_nonfinite: bool = False
 
@@ -69,6 +71,7 @@ def create_state(
     *,
     seed: int = 0,
     microbatches: int = 1,
+    unrolled: bool = False,
     precision: str = "float32",
     teacher_decay: float = 0.0,
     skip_nonfinite: bool = False,
@@ -92,6 +95,7 @@ def create_state(
         objective=objective,
         optimizer=optimizer,
         microbatches=microbatches,
+        unrolled=unrolled,
         teacher_decay=teacher_decay,
         skip_nonfinite=skip_nonfinite,
     )
@@ -171,7 +175,10 @@ def gradients(
         looped = state.microbatches - 1 if gathered else state.microbatches
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(measured, part_of(0)))
         sums, _ = jax.lax.scan(
-            lambda sums, part: (jax.tree.map(jnp.add, sums, measured(part)), None), zeros, part_of(slice(looped))
+            lambda sums, part: (jax.tree.map(jnp.add, sums, measured(part)), None),
+            zeros,
+            part_of(slice(looped)),
+            unroll=looped if state.unrolled else 1,
         )
         if gathered:
             sums = jax.tree.map(jnp.add, sums, measured(part_of(-1)))

@@ -62,12 +62,14 @@ def assert_same(a, b, **tolerance):
 
 
 @pytest.mark.parametrize(
-    ("method", "microbatches", "unlabeled"), [("full", 4, 5), ("self-supervised", 2, 0), ("self-supervised", 8, 5)]
+    ("method", "microbatches", "unlabeled", "unrolled"),
+    [("full", 4, 5, False), ("full", 4, 5, True), ("self-supervised", 2, 0, False), ("self-supervised", 8, 5, False)],
 )
-def test_accumulation_equals_the_whole_batch_with_dropout_and_ragged_labels(method, microbatches, unlabeled):
+def test_accumulation_equals_the_whole_batch_with_dropout_and_ragged_labels(method, microbatches, unlabeled, unrolled):
     batch = random_batch(rows=8, unlabeled=unlabeled)
     whole, metrics = step_of(plain_sgd(method=method), batch)
-    parts, metrics_of_parts = step_of(plain_sgd(method=method, microbatches=microbatches), batch)
+    state = dataclasses.replace(plain_sgd(method=method, microbatches=microbatches), unrolled=unrolled)
+    parts, metrics_of_parts = step_of(state, batch)
     assert_same(whole.trainable, parts.trainable)
     assert_same(metrics, metrics_of_parts)
 

@@ -331,8 +331,9 @@ class Transfer:
 class Times:
     """Seconds of one run of a program on one device.
 
-    compute: what the compiler's cost model says, loops by their turns, and kernels. kernels: their part of it. memory: random
-    bits, gathers and scatters, of which it says nothing: their bytes over the memory bandwidth. transfers: communication.
+    compute: what the compiler's cost model says, loops by their turns, and kernels. kernels: their part of it, by their cycles
+    or by what they read and write, once, whichever is more. memory: random bits, gathers and scatters, of which the model says
+    nothing: their bytes over the memory bandwidth. transfers: communication.
     total: all in.
     uncounted: custom calls without an estimate, name -> how often they run: what they take is not in any figure.
     """
@@ -470,10 +471,13 @@ class _Timeline:
 
     def work(self, each: Instruction, computation: str, turns: int) -> float:
         """Seconds of an instruction that is neither a loop nor communication."""
-        of_kernel = 0 if each.cycles else self.cycles.get(each.name, 0)
-        seconds = (each.cycles or of_kernel) / self.rates.clock
+        seconds, cycles = each.cycles / self.rates.clock, self.cycles.get(each.name, 0)
+        if cycles and not seconds:
+            inside = self.module.by_name[computation]
+            moved = each.bytes + sum(inside[name].bytes for name in each.operands if name in inside)
+            seconds = max(cycles / self.rates.clock, moved / self.rates.memory_bandwidth)
+            self.kernels += turns * seconds
         self.compute += turns * seconds
-        self.kernels += turns * of_kernel / self.rates.clock
         if not seconds:
             memory = unestimated_bytes(self.module, each, computation) / self.rates.memory_bandwidth
             self.memory += turns * memory

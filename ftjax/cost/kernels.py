@@ -3,7 +3,7 @@
 The compiler for TPUs writes the final instructions of every operation into a directory, if it is told so before it is
 loaded (`DUMP`). An instruction word (a bundle) takes a cycle. Those of a loop count as often as it turns, whose number the
 text tells. Branches count as taken, also those by which a kernel leaves out what a mask hides, and nothing waits for
-memory: the first makes the figure too high, the second too low.
+memory: the first makes the figure too high, the second too low. (`hlo` counts the bytes of a kernel beside its cycles.)
 """
 
 from __future__ import annotations

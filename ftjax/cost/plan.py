@@ -102,6 +102,7 @@ def examine(config: PlanConfig, devices: Sequence[jax.Device], chip: Chip | None
         "chips": mesh.size // (chip.devices_per_chip if chip else 1),
         "chips_paid_for": len(devices) // (chip.devices_per_chip if chip else 1),
         **{name: getattr(config, name) for name in ("method", "precision", "batch_size", "gradient_accumulation")},
+        "unroll_accumulation": config.unroll_accumulation,
         "mesh": {axis: size for axis, size in mesh.shape.items() if size > 1},
         **{name: getattr(config, name) for name in ("sharding", "remat")},
         "train_parameters": config.spec,

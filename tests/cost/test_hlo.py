@@ -165,10 +165,12 @@ ENTRY %main (p: f32[100,8], i: s32[4,1]) -> f32[4,8] {
     assert times.memory == times.total == (16 + 4000) + 2 * 128
     assert times.uncounted == {"tpu_custom_call": 1}
     assert hlo.kernels(hlo.parse(text)) == {"kernel": "TUzv"}
-    with_kernel = hlo.times(hlo.parse(text), hlo.Rates(2.0, 1.0, 1.0), {"kernel": 30, "another": 7})
-    assert with_kernel.kernels == with_kernel.compute == 15
-    assert with_kernel.total == times.total + 15
-    assert with_kernel.uncounted == {}
+    moved = 3200 + 128  # what it reads and writes
+    for cycles, seconds in ((30, moved), (10_000, 5_000)):
+        with_kernel = hlo.times(hlo.parse(text), hlo.Rates(2.0, 1.0, 1.0), {"kernel": cycles, "another": 7})
+        assert with_kernel.kernels == with_kernel.compute == seconds
+        assert with_kernel.total == times.total + seconds
+        assert with_kernel.uncounted == {}
 
 
 def test_peaks_are_what_the_units_do_at_the_clock():
