@@ -404,7 +404,8 @@ def prepare(config: TrainConfig, say: Say, buckets: tuple[int, ...] = (), shares
 
 def suited(model: Model, config: TrainConfig, layout: Layout) -> Model:
     """The model as it runs best on the layout's devices: what hidden states are kept in, and which attention."""
-    platform = layout.mesh.devices.flat[0].platform
+    device = layout.mesh.devices.flat[0]
+    platform = device.platform
     hidden_dtype = config.hidden_dtype
     if hidden_dtype == "auto":
         hidden_dtype = "float32" if platform == "cpu" else config.precision
@@ -412,7 +413,8 @@ def suited(model: Model, config: TrainConfig, layout: Layout) -> Model:
         model,
         hidden_dtype=hidden_dtype,
         reduce_dtype=config.reduce_dtype,
-        attention="fused" if platform == "tpu" else "reference",
+        # the units of the first TPUs multiply bfloat16, but kernels for them cannot be written so
+        attention="fused" if platform == "tpu" and device.device_kind not in ("TPU v2", "TPU v3") else "reference",
         logits_bytes=model.logits_bytes if platform == "cpu" else 2**29,
     )
 

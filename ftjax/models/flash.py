@@ -34,7 +34,7 @@ LANES = 128
 EDGE = 512
 """Most queries and keys of a tile."""
 LONGEST = 4096
-"""Tokens of a row: the gradients of more need too much room."""
+"""Tokens of a row (half, with heads of 256): the gradients of more have no room in the 16 MB beside the units."""
 MASKED = -1e30
 LOG2_E = math.log2(math.e)
 
@@ -43,10 +43,9 @@ def fits(length: int, size: int, heads: int, key_value_heads: int) -> bool:
     """Whether the kernels can do rows of this length and so many heads of this size, and should."""
     shared = heads // key_value_heads
     whole = all(number * size % max(LANES, size) == 0 for number in (heads, key_value_heads))
-    together = (
-        size >= LANES or shared == 1 or shared % 2 == 0
-    )  # two heads in a slab see the same keys, or two beside each other
-    return SHORTEST <= length <= LONGEST and length % LANES == 0 and size in (64, 128, 256) and whole and together
+    together = size >= LANES or shared == 1 or shared % 2 == 0  # two heads in a slab see one of the keys', or those of one slab
+    room = length * max(LANES, size) <= LONGEST * LANES
+    return length >= SHORTEST and room and length % LANES == 0 and size in (64, 128, 256) and whole and together
 
 
 def flash_attention(
@@ -328,6 +327,7 @@ def _back(shape: Shape, kept: Kept, gradient: jax.Array) -> tuple[jax.Array | No
         return b, columns[t], n
 
     slab, whole = (1, shape.edge, shape.width), (1, length, shape.width)
+    buffers = 2 if length * shape.width <= LONGEST * LANES // 2 else 1  # of results: written while more is computed, or not
     grid = pltpu.PrefetchScalarGridSpec(
         num_scalar_prefetch=len(tiles),
         grid=(batch, k.shape[2] // shape.width, group, len(tiles[0])),
@@ -338,8 +338,8 @@ def _back(shape: Shape, kept: Kept, gradient: jax.Array) -> tuple[jax.Array | No
             pl.BlockSpec((1, shape.edge, LANES), lambda b, n, s, t, _, columns, *__: (b, columns[t], 0)),
         ],
         out_specs=[
-            pl.BlockSpec(whole, lambda b, n, s, *_: (b, 0, n * group + s)),
-            *[pl.BlockSpec(whole, lambda b, n, *_: (b, 0, n))] * 2,
+            pl.BlockSpec(whole, lambda b, n, s, *_: (b, 0, n * group + s), pipeline_mode=pl.Buffered(buffers)),
+            *[pl.BlockSpec(whole, lambda b, n, *_: (b, 0, n), pipeline_mode=pl.Buffered(buffers))] * 2,
         ],
         scratch_shapes=[pltpu.VMEM(whole[1:], jnp.float32)] * 3,
     )

@@ -7,10 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import random_params
+from decoders import FAMILIES
 
+from ftjax.models import CONFIGS, build, flash, splash
 from ftjax.models.decoder import causal
-from ftjax.models.flash import Shape, fits, flash_attention
+from ftjax.models.flash import Shape, fits, flash_attention, of_head
 from ftjax.models.rope import Rope, rotate
+from ftjax.models.splash import SHORTEST
 
 ROWS = 2
 
@@ -99,18 +103,61 @@ def test_every_tile_that_is_seen_is_listed_once_and_no_other():
                 assert (first[1:] == (np.diff(rows) > 0)).all() and first[0] and last[-1]
 
 
+DECODERS = {
+    "llama": ("llama", 4, 2, 64, False, "flash"),
+    "llama, layers as a loop": ("llama", 4, 2, 64, True, "flash"),
+    "gpt2": ("gpt2", 2, 2, 64, False, "flash"),
+    "mistral": ("mistral", 4, 2, 64, False, "flash"),
+    "qwen3": ("qwen3", 2, 1, 128, False, "flash"),
+    "gemma3": ("gemma3", 2, 1, 256, False, "flash"),
+    "gemma2, which caps scores": ("gemma2", 2, 1, 64, False, "splash"),
+    "llama, half a slab of keys": ("llama", 2, 1, 64, False, "splash"),
+    "the same, layers as a loop": ("llama", 2, 1, 64, True, "splash"),
+}
+"""Case -> (family, heads, key-value heads, their size, as a loop, which kernel)."""
+
+
+@pytest.mark.parametrize("case", DECODERS)
+def test_a_decoder_with_kernels_says_what_it_says_without(case, monkeypatch):
+    name, heads, key_value_heads, size, scan, kernel = DECODERS[case]
+    raw = FAMILIES[name] | {"num_hidden_layers": 2, "n_layer": 2, "n_positions": SHORTEST}
+    raw |= {"head_dim": size, "num_attention_heads": heads, "num_key_value_heads": key_value_heads}
+    raw |= {"n_head": heads, "n_embd": heads * size}
+    raw |= {"max_position_embeddings": SHORTEST, "sliding_window": 100}
+    plain = build(CONFIGS[raw["model_type"]].from_dict(raw, "config.json"), causal_lm=True, scan=scan)
+    fused = dataclasses.replace(plain, attention="interpreted")
+    params = random_params(plain, scale=0.2)
+    ids = jax.random.randint(jax.random.key(0), (1, SHORTEST), 3, 96)
+    segments = jnp.where(jnp.arange(SHORTEST) < 300, 1, 2)[None].astype(jnp.int32)
+    batch = {"input_ids": ids, "attention_mask": jnp.ones_like(ids), "segment_ids": segments}
+    taken = []
+    for module, function in ((flash, "flash_attention"), (splash, "splash_attention")):
+        real = getattr(module, function)
+        spy = lambda *args, real=real, word=function, **options: taken.append(word) or real(*args, **options)  # noqa: E731
+        monkeypatch.setattr(module, function, spy)
+
+    def hidden(model, params):
+        return model.bind(params).hidden_states(batch)[-1]
+
+    found, right = (np.asarray(hidden(model, params)) for model in (fused, plain))
+    assert {*taken} == {f"{kernel}_attention"}
+    np.testing.assert_allclose(found, right, atol=1e-4 * np.abs(right).max())
+    one, other = (jax.grad(lambda p, m=model: (hidden(m, p) ** 2).mean())(params) for model in (fused, plain))
+    for key in one:
+        np.testing.assert_allclose(one[key], other[key], atol=1e-4 * float(jnp.abs(other[key]).max()), err_msg=key)
+
+
 def test_what_they_fit():
     assert fits(2048, 64, 32, 8) and fits(512, 128, 8, 8) and fits(1024, 256, 4, 1) and fits(2048, 64, 12, 12)
     assert not fits(2048, 64, 9, 3)  # SmolLM2: half a slab is left over
     assert not fits(2048, 64, 12, 4)  # a slab would see two of the keys' heads, one of them next to another's
     assert not fits(2048, 80, 8, 8) and not fits(384, 64, 8, 2) and not fits(2000, 64, 8, 2) and not fits(8192, 64, 8, 2)
+    assert fits(4096, 128, 8, 8) and not fits(4096, 256, 4, 4)
 
 
 def test_a_product_by_ones_sums_every_head_exactly_enough():
-    from ftjax.models.flash import of_head
-
     x = jax.random.normal(jax.random.key(0), (64, 128))
-    found = of_head(x, dataclasses.replace(Shape(64, None, 128, True)), jnp.dtype(jnp.bfloat16))
+    found = of_head(x, Shape(64, None, 128, True), jnp.dtype(jnp.bfloat16))
     right = np.asarray(x, np.float64).reshape(64, 2, 64).sum(-1).T
     assert found.shape == (8, 64)
     np.testing.assert_allclose(found[:2], right, atol=64 * 4 * 2.0**-17)
