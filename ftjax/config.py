@@ -169,6 +169,9 @@ class TrainConfig:
     teacher_decay: float = 0.0
     """Above 0, the targets of consistency and pseudo-label come from a mean teacher that keeps so much of itself at every
     step, such as 0.99."""
+    teacher_scores: Path | None = None
+    """A file that ftjax predict has written of the rows without a label: the targets of consistency and pseudo-label are then
+    what that model says (distillation). Rows with a label need not be in it, and none needs to have a label."""
     adapt_epochs: int = 0
     """Before all this, so many epochs of adaptation to the texts: by --adapt-loss alone, on all rows, labels aside."""
     adapt_loss: tuple[str, ...] = ("masked-lm",)
@@ -382,8 +385,11 @@ class TrainConfig:
             raise InputError(
                 f"--adapt-loss takes masked-lm, causal-lm, contrastive and label-pairs, not {' '.join(self.adapt_loss)}."
             )
-        if self.teacher_decay and not any(name in ("consistency", "pseudo-label") for name, _ in losses[0]):
-            raise InputError("--teacher-decay needs consistency or pseudo-label among --self-supervised-loss.")
+        for name in ("teacher_decay", "teacher_scores"):
+            if getattr(self, name) and not any(loss in ("consistency", "pseudo-label") for loss, _ in losses[0]):
+                raise InputError(f"{flag(name)} needs consistency or pseudo-label among --self-supervised-loss.")
+        if self.teacher_decay and self.teacher_scores:
+            raise InputError("--teacher-decay and --teacher-scores are two teachers; take one.")
         if self.metric is not None and self.metric not in (known := task_class(self.task).metrics):
             raise InputError(
                 f"--metric {self.metric}: --task {self.task} has {', '.join(known)}.{did_you_mean(self.metric, known)}"
@@ -444,6 +450,7 @@ class TrainConfig:
             supervised_weight=0.0,
             unlabeled_ratio=None,
             teacher_decay=0.0,
+            teacher_scores=None,
             layer_decay=1.0,
             test_file=None,
             test_split=None,
@@ -504,7 +511,7 @@ def _is_of(value: Any, kind: Any) -> bool:
 SELF_SUPERVISED = (
     *("unlabeled_file", "self_supervised_loss", "self_supervised_weight", "supervised_weight", "unlabeled_ratio"),
     *("mask_probability", "mask_whole_words", "mask_once", "augmentation", "augmentation_probability", "confidence"),
-    *("sharpening", "contrastive_temperature", "teacher_decay"),
+    *("sharpening", "contrastive_temperature", "teacher_decay", "teacher_scores"),
 )
 """Settings that only --method self-supervised has a use for."""
 LOW_RANK = ("lora_dropout", "dora", "base_bits", "export_format")

@@ -47,7 +47,7 @@ def of_inputs(config: TrainConfig) -> dict[str, Digests]:
 
 
 def _inputs(config: TrainConfig) -> Iterator[tuple[str, Path]]:
-    for name in ("train_file", "eval_file", "test_file", "unlabeled_file", "dataset", "descriptions_file"):
+    for name in ("train_file", "eval_file", "test_file", "unlabeled_file", "teacher_scores", "dataset", "descriptions_file"):
         if (value := getattr(config, name)) is not None:
             yield name, Path(value)
     if config.spec.startswith("rules:"):

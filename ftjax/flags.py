@@ -46,7 +46,7 @@ GROUPS = {
     "Self-supervision": (
         *("self_supervised_loss", "self_supervised_weight", "supervised_weight", "unlabeled_ratio", "mask_probability"),
         *("mask_whole_words", "mask_once", "augmentation", "augmentation_probability", "confidence", "sharpening"),
-        *("contrastive_temperature", "teacher_decay", "adapt_epochs", "adapt_loss", "adapt_learning_rate"),
+        *("contrastive_temperature", "teacher_decay", "teacher_scores", "adapt_epochs", "adapt_loss", "adapt_learning_rate"),
     ),
     "Speed and memory": (
         *("precision", "hidden_dtype", "reduce_dtype", "remat", "sharding", "scan_layers", "buckets", "unroll_accumulation"),

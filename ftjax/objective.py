@@ -49,7 +49,8 @@ class Vocabulary:
 
 
 def objective(config: TrainConfig, task: Task, vocabulary: Vocabulary, model: Model, *, labeled: bool, steps: int) -> Objective:
-    """The terms that the settings ask for. labeled: whether any row has a label; L is left out otherwise.
+    """The terms that the settings ask for. labeled: whether any row has a label; L is left out otherwise. Other rows may have a
+    teacher's scores (`config.teacher_scores`).
 
     Raises InputError where nothing is left to learn from, or a term cannot work with this model and these rows.
     """
@@ -59,7 +60,7 @@ def objective(config: TrainConfig, task: Task, vocabulary: Vocabulary, model: Mo
     for name, weight in config.losses:
         if name in (*CLASS_LOSSES, *LABEL_LOSSES) and not task.row_classes:
             raise InputError(f"--self-supervised-loss {name} is about classes of rows, which --task {task.name} does not have.")
-        if name in (*CLASS_LOSSES, *LABEL_LOSSES) and not labeled:
+        if name in (*CLASS_LOSSES, *LABEL_LOSSES) and not (labeled or (config.teacher_scores and name in CLASS_LOSSES)):
             raise InputError(f"--self-supervised-loss {name} needs some rows with a label, and there are none.")
         if not weight.is_zero:
             loss = loss_of(name, config, vocabulary, model)

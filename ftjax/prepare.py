@@ -17,6 +17,7 @@ from ftjax.data.batches import choose_buckets
 from ftjax.data.files import Rows
 from ftjax.data.parts import Part
 from ftjax.data.tables import listed
+from ftjax.data.teacher import read_teacher
 from ftjax.data.tokenize import Examples, join, load_tokenizer
 from ftjax.errors import InputError
 from ftjax.models import Model, Params, build
@@ -117,7 +118,7 @@ def prepare_data(config: TrainConfig, say: Say, buckets: tuple[int, ...] = (), s
 
     shares: where several processes exchange training rows, see `ftjax.shares`.
     """
-    if shares is not None and not config.labels_per_class:  # which are drawn among all rows
+    if shares is not None and not (config.labels_per_class or config.teacher_scores):  # which are of all rows
         with suppress(Unshared):
             return _prepare_data(config, say, buckets, shares, own_part())
     return _prepare_data(config, say, buckets, shares, None)
@@ -140,12 +141,15 @@ def _prepare_data(config: TrainConfig, say: Say, buckets: tuple[int, ...], share
     if not train_rows:
         raise InputError("No training row has a label, and nothing else is to be learnt from them.")
     any_labels = any(unlabeled(rows) < total(len(rows.texts), rows) for rows in train_rows)
+    teacher = None if config.teacher_scores is None else read_teacher(config.teacher_scores)
     if any_labels:
         task = task.fitted([standing_for(rows, task) for rows in train_rows], saved_labels(raw_config))
+    elif teacher is not None:
+        task = task.fitted([Rows([], None, [*teacher.classes], teacher.source)], saved_labels(raw_config))
     else:  # what is held out can then only be scored by the self-supervised loss
         eval_rows, test_rows = (rows and dataclasses.replace(rows, labels=None) for rows in (eval_rows, test_rows))
     for rows in (eval_rows, test_rows):
-        if rows is not None and any_labels and not has_labels(rows):
+        if rows is not None and (any_labels or teacher is not None) and not has_labels(rows):
             column = task.columns(config)["label_column"]
             raise InputError(f"{rows.source}: no row has a label to score; its label column is {column!r}.")
 
@@ -162,6 +166,8 @@ def _prepare_data(config: TrainConfig, say: Say, buckets: tuple[int, ...], share
 
     encoded = [encode_shared(rows, encode, shares and shares / str(i)) for i, rows in enumerate(train_rows)]
     train = encoded[0] if len(encoded) == 1 else join(*encoded)
+    if teacher is not None:
+        train = dataclasses.replace(train, teacher_scores=teacher.of(train_rows, task.labels))
     held_out = [None if rows is None else encode(rows) for rows in (eval_rows, test_rows)]
     for rows, examples in zip([*train_rows, eval_rows, test_rows], [*encoded, *held_out], strict=True):
         if rows is None or examples is None:
@@ -334,9 +340,10 @@ class Run:
 
     @property
     def supervised(self) -> bool:
-        """Whether there are labels and the head that predicts them, so that the task's metrics can be had."""
+        """Whether labels, or a teacher's, are learnt by the head that predicts them, so that the task's metrics can be had."""
         head, needed = self.data.task.head, heads(self.config, self.data.task)
-        return self.data.labeled and (bool(self.config.supervised_weight) if head is None else head in needed)
+        known = self.data.labeled or self.data.train.teacher_scores is not None
+        return known and (bool(self.config.supervised_weight) if head is None else head in needed)
 
     @property
     def metric(self) -> str:

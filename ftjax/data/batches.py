@@ -115,13 +115,16 @@ def make_batch(examples: Examples, rows: np.ndarray, length: int, batch_size: in
         ids[i, : end - start] = examples.tokens[start:end]
         types[i, : end - start] = examples.token_types[start:end]
         mask[i, : end - start] = 1
-    return {
+    batch = {
         "input_ids": ids,
         "attention_mask": mask,
         "token_type_ids": types,
         "labels": make_labels(examples, rows, length, batch_size),
         "example_ids": np.pad(rows.astype(np.int32), (0, batch_size - len(rows)), constant_values=-1),
     }
+    if examples.teacher_scores is not None:
+        batch["teacher_scores"] = np.pad(examples.teacher_scores[rows], ((0, batch_size - len(rows)), (0, 0)))
+    return batch
 
 
 def make_labels(examples: Examples, rows: np.ndarray, length: int, batch_size: int) -> np.ndarray:

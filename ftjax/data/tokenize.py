@@ -63,6 +63,7 @@ class Examples:
     spans: int32 (all tokens, 2), the characters [start, end) of the text, or of the second of a pair, that each token stands
         for; an empty span where it stands for none. rows: int64 (rows,), where several examples are windows of one row as
         it was read, the number of that row. Both only where they were asked for.
+    teacher_scores: another model's probabilities of the classes, float32 (rows, classes), where it teaches.
 
     Of training rows that several processes share, what has an item a token is `Pieces`, see `ftjax.shares`.
     """
@@ -76,6 +77,7 @@ class Examples:
     per_token: bool = False
     spans: np.ndarray | None = None
     rows: np.ndarray | None = None
+    teacher_scores: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.starts) - 1

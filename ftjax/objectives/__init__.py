@@ -24,7 +24,7 @@ Batch = dict[str, jax.Array]
 -100 where there is none, or float32 (batch, ...), NaN where there is none; example_ids: int32 (batch,), which example of the
 data set a row is (-1: a row that only fills the batch).
 `prefix`, float32 (batch, length or 1, hidden), takes the place of the tokens where the output of the model's frozen layers
-is known already (see `ftjax.prefix`)."""
+is known already (see `ftjax.prefix`). `teacher_scores`, float32 (batch, classes): probabilities that another model gives."""
 
 Average = tuple[jax.Array, jax.Array]
 """(sum, weight), float32 scalars; the average is sum / weight once everything has been added up."""
