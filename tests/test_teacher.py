@@ -134,7 +134,7 @@ def test_a_student_learns_what_its_teacher_says_without_a_label(tiny_bert, few_r
     texts = few_reviews["unlabeled"].read_text(encoding="utf-8").splitlines()
     told = write(tmp_path / "told.jsonl", *({"text": text, "scores": {"fresh": 0.9, "rotten": 0.1}} for text in texts))
     done = run_command(
-        *("train", "--model", tiny_bert, "--method", "self-supervised", *FLAGS, told, *TINY, "--epochs", "8"),
+        *("train", "--model", tiny_bert, "--method", "self-supervised", *FLAGS, told, *TINY, "--epochs", "20"),
         *("--unlabeled-file", few_reviews["unlabeled"], "--test-file", few_reviews["eval"], "--output", tmp_path / "run"),
     )
     assert done.returncode == 0, done.stderr
