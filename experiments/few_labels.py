@@ -11,7 +11,6 @@ what is finished is not done twice.
 """
 
 import argparse
-import functools
 import json
 import statistics
 import subprocess
@@ -22,8 +21,6 @@ from pathlib import Path
 import zero_labels
 
 from ftjax.demo import dialogues, reviews
-
-TRAIN = ("--batch-size", "32", "--warmup-steps", "10")
 
 
 def epochs(labels: int) -> int:
@@ -47,12 +44,17 @@ def pairs(labels: int, start: Path) -> tuple[object, ...]:
 
 def described(labels: int, start: Path) -> tuple[object, ...]:
     """The labelled rows alone, but with the head that the descriptions give, not with one drawn at random."""
-    return full(labels, start.parents[1] / "round-0" / "model")
+    return full(labels, start)
 
 
 def descriptions(labels: int, start: Path) -> tuple[object, ...]:
     """The labelled rows alone, but from the model that descriptions and unlabelled rows have made (`ftjax zero-shot`)."""
     return ("--model", start, "--method", "full", "--learning-rate", "2e-5", "--epochs", epochs(labels))
+
+
+def taught(labels: int, start: Path) -> tuple[object, ...]:
+    """SmolLM2 learns the labels first, as in `words`; MiniLM learns what it says of all other sentences, beside the labels."""
+    return ("--model", start, *zero_labels.STUDENT, "--unlabeled-ratio", "15")
 
 
 def self_training(labels: int, start: Path) -> tuple[object, ...]:
@@ -78,7 +80,7 @@ METHODS: dict[str, Callable[[int, Path], tuple[object, ...]]] = {
     "pairs": pairs,
     "described": described,
     "descriptions": descriptions,
-    "taught": descriptions,  # but from the model that SmolLM2, which learnt without labels too, has taught
+    "taught": taught,
     "self-training": self_training,
     "words": words,
 }
@@ -86,15 +88,12 @@ EVERY = reviews.SPLITS["train"]
 LABELS = (0, 16, 64, 256, 512, 1024, EVERY)
 Found = dict[str, dict[int, dict[int, float]]]
 """Method -> number of labels -> seed -> test accuracy."""
-WITHOUT = {"descriptions": zero_labels.SETS[-1], "taught": "taught"}
+WITHOUT = {"descriptions": zero_labels.SETS[-1], "taught": "taught-0"}
 """What the runs are called that need no label, by the method that goes on from them."""
-STARTS = {
-    **dict.fromkeys(
-        ("described", "descriptions", "self-training"), functools.partial(zero_labels.minilm, zero_labels.SETS[-1])
-    ),
-    "taught": zero_labels.taught,
-}
-"""The methods that begin with what zero labels give, and what makes that."""
+ADAPTED = ("descriptions", "self-training")
+"""The methods that begin with what descriptions and all sentences without labels give."""
+DESCRIBED = ("described", "taught")
+"""Those that begin with what descriptions alone give."""
 
 MAJORITY = 0.552
 """Share of the more frequent class among the test sentences."""
@@ -111,7 +110,7 @@ def applies(method: str, labels: int) -> bool:
     """Whether a method is tried with so many labels."""
     if labels == 0:
         return method in WITHOUT
-    return method != "self-training" or labels < EVERY  # it needs rows without a label
+    return method not in ("self-training", "taught") or labels < EVERY  # they need rows without a label
 
 
 def finished(method: str, labels: int, seed: int, output: Path) -> bool:
@@ -122,16 +121,27 @@ def finished(method: str, labels: int, seed: int, output: Path) -> bool:
 
 def run(method: str, labels: int, seed: int, files: dict[str, Path], output: Path, precision: str) -> float:
     """Test accuracy of one run."""
-    start = STARTS[method](seed, files, output, precision) if method in STARTS else {}
+    start: dict = {}
+    if labels == 0 and method == "taught":
+        start = zero_labels.taught(seed, files, output, precision)
+    elif method in ADAPTED:
+        start = zero_labels.minilm(zero_labels.SETS[-1], seed, files, output, precision)
+    elif method in DESCRIBED:
+        start = zero_labels.first(files, output, precision)
     if labels == 0:
         return start["rounds"][-1]["accuracy"]
     directory = output / f"{method}-{labels}-seed{seed}"
     if not (directory / "result.json").exists():
         model = Path(start["model"]) if start else reviews.model_dir()
         few = ("--labels-per-class", labels // 2) if labels < EVERY else ()
+        if method == "taught":
+            run("words", labels, seed, files, output, precision)
+            teacher = output / f"words-{labels}-seed{seed}"
+            scores = zero_labels.told(teacher / "model", files, teacher.with_suffix(".jsonl"), precision)
+            few += ("--teacher-scores", scores)
         ftjax(
             *("train", *METHODS[method](labels, model), *few, "--train-file", files["train"], "--test-file", files["test"]),
-            *("--seed", seed, *TRAIN, "--precision", precision, "--output", directory, "--resume"),
+            *("--seed", seed, *zero_labels.TRAIN, "--precision", precision, "--output", directory, "--resume"),
         )
     return json.loads((directory / "result.json").read_text(encoding="utf-8"))["test"]["accuracy"]
 
