@@ -54,7 +54,7 @@ def descriptions(labels: int, start: Path) -> tuple[object, ...]:
 
 def taught(labels: int, start: Path) -> tuple[object, ...]:
     """SmolLM2 learns the labels first, as in `words`; MiniLM learns what it says of all other sentences, beside the labels."""
-    return ("--model", start, *zero_labels.STUDENT, "--unlabeled-ratio", "15")
+    return ("--model", start, *zero_labels.STUDENT, "--unlabeled-ratio", "15", "--supervised-weight", "0.1")
 
 
 def self_training(labels: int, start: Path) -> tuple[object, ...]:
