@@ -8,6 +8,7 @@ import json
 import math
 import os
 import socket
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -102,17 +103,26 @@ def owned(directory: Path) -> Iterator[None]:
         os.close(file)
 
 
+PATIENCE = 2.0
+"""Seconds to wait for a lock: a process that was killed just now may still have it."""
+
+
 def _lock(file: int, directory: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        owner = os.pread(file, 300, 0).decode(errors="replace") or "another process"
-        raise InputError(
-            f"--output {directory}: {owner} is at this run; wait for it, end it, or choose another directory."
-        ) from None
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-            raise
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                owner = os.pread(file, 300, 0).decode(errors="replace") or "another process"
+                raise InputError(
+                    f"--output {directory}: {owner} is at this run; wait for it, end it, or choose another directory."
+                ) from None
+            time.sleep(0.1)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            return
 
 
 def bucket_lengths(directory: Path) -> tuple[int, ...]:
