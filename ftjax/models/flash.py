@@ -72,8 +72,12 @@ def flash_attention(
     q, k = (turned(x, angles, by, size, interpret) for x, by in ((q, scale * LOG2_E), (k, 1.0)))
     # so that `remat` "dots" keeps them as they are needed: turned, not turned anew in the backward pass
     q, k = (checkpoint_name(x.astype(v.dtype), ATTENTION) for x in (q, k))
-    edge = next(n for n in range(EDGE, 0, -LANES) if q.shape[1] % n == 0)
-    return attended(q, k, v, segments, Shape(size, window, edge, interpret)).reshape(query.shape)
+    return attended(q, k, v, segments, Shape(size, window, edge_of(q.shape[1]), interpret)).reshape(query.shape)
+
+
+def edge_of(length: int) -> int:
+    """The tokens of a tile's edge: as many as EDGE, or the most below that divide the row."""
+    return next(n for n in range(EDGE, 0, -LANES) if length % n == 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -372,7 +376,7 @@ def turned(x: jax.Array, angles: Angles | None, by: float, size: int, interpret:
     if angles is None:
         return (x.astype(jnp.float32) * by).astype(x.dtype)
     width, (batch, length, numbers) = angles[0].shape[2], x.shape
-    edge = next(n for n in range(EDGE, 0, -LANES) if length % n == 0)
+    edge = edge_of(length)
     slab, angle = (pl.BlockSpec((1, edge, width), lambda b, i, s, on=on: (b, i, s * on)) for on in (1, 0))
 
     def kernel(x_ref: Any, cos: Any, sin: Any, out: Any) -> None:
