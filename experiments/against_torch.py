@@ -9,6 +9,7 @@ compilation and frozen prefixes; on both sides evaluation and start-up are apart
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import shutil
@@ -19,10 +20,31 @@ from pathlib import Path
 
 from ftjax.demo import reviews
 
-RUNS = {  # name: (--train-parameters, epochs, learning rate, PyTorch's precisions, ftjax's)
-    "full": ("all", 2, "5e-5", ("float32", "bfloat16"), ("float32", "bfloat16")),
-    "last:2,head": ("last:2,head", 5, "5e-5", ("float32",), ("float32", "bfloat16")),
-    "head": ("head", 5, "3e-3", ("float32",), ("float32", "bfloat16")),
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What trains and how. torch, ours: the precisions of each side; more: flags that ftjax alone has."""
+
+    spec: str
+    epochs: int
+    rate: str
+    torch: tuple[str, ...] = ("float32",)
+    ours: tuple[str, ...] = ("float32", "bfloat16")
+    more: tuple[str, ...] = ()
+
+
+PACKED = (
+    "--packing",
+    "--max-length",
+    "96",
+    "--batch-size",
+    "9",
+)  # 3.5 sentences a row: 31.6 an update; the longest has 72 tokens
+RUNS = {
+    "full": Run("all", 2, "5e-5", torch=("float32", "bfloat16")),
+    "full, packed": Run("all", 2, "5e-5", torch=("float32", "bfloat16"), ours=("bfloat16",), more=PACKED),
+    "last:2,head": Run("last:2,head", 5, "5e-5"),
+    "head": Run("head", 5, "3e-3"),
 }
 PRECISIONS = ("float32", "bfloat16")
 
@@ -37,18 +59,18 @@ def timed(command: list, log: Path, **options) -> float:
 
 def ours(name: str, precision: str, seed: int, start: str, files: dict[str, Path], output: Path) -> dict:
     """{"train_seconds", "whole_seconds", "accuracy"} of ftjax. start: cold, or warm with programs compiled before."""
-    spec, epochs, rate, _, _ = RUNS[name]
+    run = RUNS[name]
     found, programs = output / f"{name}-{precision}-{seed}-{start}.json", output / f"programs-{name}-{precision}"
     if not found.exists():
         if start == "cold":
             shutil.rmtree(programs, ignore_errors=True)
         directory = found.with_suffix("")
         shutil.rmtree(directory, ignore_errors=True)
-        method = ("full",) if spec == "all" else ("partial", "--train-parameters", spec)
+        method = ("full",) if run.spec == "all" else ("partial", "--train-parameters", run.spec)
         command = [
             *(sys.executable, "-m", "ftjax", "train", "--method", *method, "--model", reviews.model_dir()),
             *("--train-file", files["train"], "--test-file", files["test"], "--output", directory),
-            *("--epochs", epochs, "--learning-rate", rate, "--seed", seed, "--precision", precision),
+            *("--epochs", run.epochs, "--learning-rate", run.rate, "--seed", seed, "--precision", precision, *run.more),
         ]
         environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(programs)}
         whole = timed(command, found.with_suffix(".log"), env=environment)
@@ -59,12 +81,12 @@ def ours(name: str, precision: str, seed: int, start: str, files: dict[str, Path
 
 def theirs(name: str, precision: str, seed: int, files: dict[str, Path], output: Path, python: str) -> dict:
     """The same of PyTorch."""
-    spec, epochs, rate, _, _ = RUNS[name]
-    found = output / f"torch-{name}-{precision}-{seed}.json"
+    run = RUNS[name]
+    found = output / f"torch-{run.spec}-{precision}-{seed}.json"
     if not found.exists():
         result = found.with_suffix(".result")
         script = Path(__file__).with_name("torch_reviews.py")
-        command = [python, script, files["train"], files["test"], spec, seed, epochs, rate, result, precision]
+        command = [python, script, files["train"], files["test"], run.spec, seed, run.epochs, run.rate, result, precision]
         whole = timed(command, found.with_suffix(".log"))
         measured = json.loads(result.read_text(encoding="utf-8"))
         write(found, measured["train_seconds"], whole, measured["accuracy"], {})
@@ -89,9 +111,9 @@ if __name__ == "__main__":
     print("| run | precision | training time | whole process | test accuracy | against PyTorch float32 | bfloat16 |")
     print("|---|---|---|---|---|---|---|", flush=True)
     for name in options.runs:
-        torch = {p: theirs(name, p, options.seed, files, options.output, options.torch_python) for p in RUNS[name][3]}
+        torch = {p: theirs(name, p, options.seed, files, options.output, options.torch_python) for p in RUNS[name].torch}
         rows = [(f"PyTorch, {p}", found) for p, found in torch.items()]
-        for precision in RUNS[name][4]:
+        for precision in RUNS[name].ours:
             for start in ("cold", "warm"):
                 rows.append((f"{precision}, {start}", ours(name, precision, options.seed, start, files, options.output)))
         for label, found in rows:

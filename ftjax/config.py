@@ -199,6 +199,9 @@ class TrainConfig:
     any other choice merges it first."""
     export_format: Literal["huggingface", "adapter"] = "huggingface"
     """What --output/model is: a whole model with low-rank matrices merged, or with lora:R an adapter in PEFT's format."""
+    packing: bool = False
+    """Let short texts share rows of --max-length tokens (--task classification, encoders): hardly any padding, and one length
+    to compile. --batch-size counts rows."""
     scan_layers: bool = False
     """Run a decoder's layers as one loop, compiled once: how long compiling takes does not depend on their number."""
     frozen_dropout: bool = False
@@ -309,6 +312,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise InputError(f"{flag(name)} {value}: must be 0 or a positive number.")
+        if self.packing and self.method == "self-supervised":
+            raise InputError("--packing: is for labels alone; leave it out, or take --method full or partial.")
         if self.classifier == "cloze":
             if self.task != TASKS[0]:
                 raise InputError(f"--classifier cloze: is for --task {TASKS[0]}, not {self.task}.")
@@ -670,6 +675,7 @@ class StepConfig(TrainConfig):
     prefix_cache_dir: Annotated[Path | None, Hidden] = None
     metric: Annotated[str | None, Hidden] = None
     early_stopping: Annotated[int | None, Hidden] = None
+    packing: Annotated[bool, Hidden] = False
     buckets: Annotated[int | None, Hidden] = None
     log_every: Annotated[int, Hidden] = 10
     save_every: Annotated[int | None, Hidden] = None

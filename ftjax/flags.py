@@ -49,7 +49,8 @@ GROUPS = {
         *("contrastive_temperature", "teacher_decay", "teacher_scores", "adapt_epochs", "adapt_loss", "adapt_learning_rate"),
     ),
     "Speed and memory": (
-        *("precision", "hidden_dtype", "reduce_dtype", "remat", "sharding", "scan_layers", "buckets", "unroll_accumulation"),
+        *("precision", "hidden_dtype", "reduce_dtype", "remat", "sharding", "scan_layers", "buckets", "packing"),
+        *("unroll_accumulation",),
         *("prefix_cache", "prefix_cache_memory_gb", "prefix_cache_disk_gb", "prefix_cache_dir", "base_bits", "moment_dtype"),
     ),
     "Devices and hosts": (*("mesh", "parallel", "coordinator_address", "process_count", "process_index", "process_timeout"),),

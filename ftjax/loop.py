@@ -356,7 +356,7 @@ class Session:
 
     def train_epoch(self, epoch: int, per_epoch: int) -> None:
         """The rest of an epoch, its evaluation and its checkpoint."""
-        config, data, seconds, stopped = self.config, self.run.data, self.progress.seconds, self.stopped
+        config, seconds, stopped = self.config, self.progress.seconds, self.stopped
         name = f"epoch {epoch + 1}/{config.epochs}"
         self.terminal.start(name, per_epoch, self.step - epoch * per_epoch)
         clock = Clock()
@@ -383,7 +383,7 @@ class Session:
                 seconds["step"] += took
                 if waited and not compiling:  # a step goes on while the next one is compiled: of that time nothing is known
                     self.step_seconds.append(took / waited)
-                    self.tokens.append(int(data.train.lengths[batch["example_ids"][batch["example_ids"] >= 0]].sum()))
+                    self.tokens.append(self.tokens_in(batch))
                 self.terminal.advance(self.status)
                 if saving and not at_end:
                     self.save()
@@ -408,6 +408,13 @@ class Session:
         """How many examples train in a step; of several processes, as if the others' rows were as full as this one's."""
         rows = batch["example_ids"]
         return int((rows >= 0).sum()) * self.config.batch_size // len(rows)
+
+    def tokens_in(self, batch: dict[str, Any]) -> int:
+        """How many tokens train in a step, padding left out."""
+        if "segment_ids" in batch:
+            return int((batch["segment_ids"] > 0).sum())
+        rows = batch["example_ids"]
+        return int(self.run.data.train.lengths[rows[rows >= 0]].sum())
 
     def stopping(self) -> bool:
         """Whether a signal asks for the end; several processes agree on that when a line is due in metrics.jsonl."""

@@ -15,6 +15,7 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from ftjax.config import CLASS_LOSSES, LABEL_LOSSES, TrainConfig
 from ftjax.data.batches import choose_buckets
 from ftjax.data.files import Rows
+from ftjax.data.packing import Packed, packed
 from ftjax.data.parts import Part
 from ftjax.data.tables import listed
 from ftjax.data.teacher import read_teacher
@@ -34,7 +35,7 @@ from ftjax.shares import encoded as encode_shared
 from ftjax.stacked import stack, stack_of
 from ftjax.stages import Stage, adapt, memory, new_heads, stages_of
 from ftjax.step import TrainState, apart, create_state, train_step
-from ftjax.tasks import task_class
+from ftjax.tasks import TASKS, task_class
 from ftjax.tasks.task import Head, Task
 
 Say = Callable[[str], None]
@@ -133,6 +134,8 @@ def _prepare_data(config: TrainConfig, say: Say, buckets: tuple[int, ...], share
         raise InputError(f"--max-length {config.max_length} is longer than the model's {model_config.max_length} positions.")
     task = task_class(config.task).starting(config, raw_config)
     task.suits(model_config, config.model)
+    if config.packing and not task.packs:
+        raise InputError(f"--packing: is for --task {TASKS[0]}; leave it out.")
     if part is None:
         train_rows = read_training_rows(config, task, None)
     else:
@@ -183,6 +186,13 @@ def _prepare_data(config: TrainConfig, say: Say, buckets: tuple[int, ...], share
         raise InputError(
             f"--self-supervised-loss {about_others[0]} learns from rows without a label, and there are none: give "
             "--unlabeled-file, or --labels-per-class to keep a few labels."
+        )
+    if config.packing:
+        train = packed(train, config.max_length)
+        say(
+            f"Packed: {len(train) / train.packed_rows:.1f} texts a row of {config.max_length} tokens, "
+            f"{len(train.tokens) / (train.packed_rows * config.max_length):.0%} full; "
+            f"about {len(train) * config.batch_size / train.packed_rows:.0f} texts an update."
         )
     labeled_rows, names = 0, [name for name, _ in config.losses]
     if 0 < labeled < len(train) and (config.supervised_weight or any(name in LABEL_LOSSES for name in names)):
@@ -235,7 +245,7 @@ def buckets_for(config: TrainConfig, data: Data, stage: Stage) -> tuple[int, ...
     once = 1 if config.prefix_cache != "off" and config.epochs > 1 else config.epochs
     uses = [3 * config.epochs * trained + once * frozen, config.epochs * trained + once * frozen, sizes.num_hidden_layers]
     parts = [(e.lengths, use) for e, use in zip((data.train, data.eval, data.test), uses, strict=True) if e is not None]
-    if data.task.packed and len(parts) > 1:  # what is learnt from has one length
+    if isinstance(data.train, Packed) and len(parts) > 1:  # what is learnt from has one length
         del parts[0]
     speed = 3e11 if jax.default_backend() == "cpu" else 1e14 * jax.device_count()
     layer = 4 * sizes.hidden_size**2 + 2 * sizes.hidden_size * sizes.intermediate_size
@@ -280,6 +290,9 @@ def prepare_model(config: TrainConfig, data: Data, layout: Layout) -> Pretrained
         put=functools.partial(layout.put, kept=True) if layout.cuts_frozen else None,
         from_scratch=config.from_scratch,
     )
+    if config.packing and (kind := pretrained.classifier) not in (packs := pretrained.model.config.packs):
+        can = f"take --classifier {' or '.join(packs)}" if packs else "leave it out"
+        raise InputError(f"--packing: {config.model} and its classifier, {kind}, read one text a row; {can}.")
     told = task.notes()
     if causal and pretrained.raw_config.get("pad_token_id") is None:  # transformers' classifiers find the last token by it
         told["pad_token_id"] = data.pad_token_id

@@ -88,7 +88,8 @@ def stages_of(
             weight_decay=config.weight_decay,
             max_gradient_norm=config.max_gradient_norm or None,
         )
-        prefix = model.prefix_layers > 0 and all(getattr(term.loss, "takes_prefix", False) for term in terms)
+        stays = model.prefix_layers > 0 and not config.packing  # the output of frozen layers, row by row
+        prefix = stays and all(getattr(term.loss, "takes_prefix", False) for term in terms)
         stages.append(Stage(step, spec, chosen, model, terms, optimizer, prefix))
     return tuple(stages)
 

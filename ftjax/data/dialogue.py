@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ftjax.data.packing import Documents, documents
+from ftjax.data.packing import Packed, documents
 from ftjax.data.parts import Part
 from ftjax.data.tables import Table, kind_of, load_table, one_line, shown
 from ftjax.errors import InputError
@@ -77,7 +77,7 @@ def message(value: Any, where: str) -> Message:
 
 def encode_conversations(
     conversations: Sequence[list[Message]], tokenizer: PreTrainedTokenizerFast, max_length: int, source: str
-) -> Documents:
+) -> Packed:
     """Conversations as documents of at most max_length tokens, longer ones cut, whose labels are what the assistant says.
 
     The token that ends an assistant's turn is always learnt, and nothing after it. Raises InputError, naming the row, where

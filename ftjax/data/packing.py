@@ -1,7 +1,8 @@
-"""Documents -> rows of one length, several documents a row, told apart by segment ids.
+"""Examples -> rows of one length, several examples a row, told apart by segment ids.
 
-Padding wastes what it takes; packed rows have almost none, and one length is one compilation. A document sees only itself
-(`segment_ids`, see `ftjax.models.decoder`), so its loss is that of a row of its own.
+Padding wastes what it takes; packed rows have almost none, and one length is one compilation. An example sees only itself
+(`segment_ids`, see `ftjax.models.layers.segment_positions`), so its loss is that of a row of its own. Documents to be continued
+are cut into pieces first.
 """
 
 from __future__ import annotations
@@ -18,15 +19,29 @@ from ftjax.objectives import NO_LABEL
 
 
 @dataclasses.dataclass(frozen=True)
-class Documents(Examples):
-    """Documents cut into examples of at most `row_length` tokens; `rows` says which one each is a piece of."""
+class Packed(Examples):
+    """Examples that share rows of `row_length` tokens. Of documents cut into pieces, `rows` says which one each is of.
+
+    most: how many may share a row; 0: any number, where labels are those of tokens.
+    """
 
     row_length: int = 0
+    most: int = 0
 
     @functools.cached_property
     def packed_rows(self) -> int:
         """How many rows hold them all, the same in every epoch."""
-        return len(pack(self.lengths, self.row_length, seed=None))
+        return len(pack(self.lengths, self.row_length, self.most, seed=None))
+
+
+def packed(examples: Examples, row_length: int) -> Packed:
+    """Examples whose labels are their own, to share rows of at least as many tokens as the longest has.
+
+    A row has room for twice as many as it has on average: short ones, which could fill rows by themselves, go with long ones.
+    """
+    most = max(1, round(2 * row_length / examples.lengths.mean()))
+    values = {field.name: getattr(examples, field.name) for field in dataclasses.fields(examples)}
+    return Packed(**values, row_length=row_length, most=most)
 
 
 def cut(length: int, most: int) -> list[tuple[int, int]]:
@@ -38,7 +53,7 @@ def cut(length: int, most: int) -> list[tuple[int, int]]:
     return [(start, min(start + most, length)) for start in range(0, max(length - 1, 1), most - 1)]
 
 
-def documents(tokens: Sequence[Sequence[int]], learnt: Sequence[Sequence[int]] | None, most: int, **counts: int) -> Documents:
+def documents(tokens: Sequence[Sequence[int]], learnt: Sequence[Sequence[int]] | None, most: int, **counts: int) -> Packed:
     """Documents as examples of at most `most` tokens whose labels are the tokens to predict.
 
     learnt: for every token whether it is one of them; None: all are. The first of a piece never is, since nothing before it
@@ -54,16 +69,16 @@ def documents(tokens: Sequence[Sequence[int]], learnt: Sequence[Sequence[int]] |
     labels = labels.copy()
     labels[starts[:-1]] = NO_LABEL
     rows = np.array([number for number, _, _ in pieces], np.int64)
-    return Documents(joined, np.zeros_like(joined), starts, labels, per_token=True, rows=rows, row_length=most, **counts)  # type: ignore[arg-type]
+    return Packed(joined, np.zeros_like(joined), starts, labels, per_token=True, rows=rows, row_length=most, **counts)  # type: ignore[arg-type]
 
 
-def pack(lengths: np.ndarray, row_length: int, *, seed: int | None, epoch: int = 0) -> list[np.ndarray]:
-    """Which pieces share a row: their numbers for each row. Every piece is in exactly one.
+def pack(lengths: np.ndarray, row_length: int, most: int = 0, *, seed: int | None, epoch: int = 0) -> list[np.ndarray]:
+    """Which examples share a row: their numbers for each row, at most `most`. Every example is in exactly one.
 
-    Best-fit decreasing: from the longest to the shortest, each goes where it leaves the least room; at most 11/9 of the
-    fewest rows possible, and one (Johnson et al., 1974). By (seed, epoch) pieces of equal length change places, and the rows
-    theirs; seed None keeps the order of the pieces. The number of rows follows from the lengths alone, so that it is the same
-    in every epoch.
+    Best-fit decreasing: from the longest to the shortest, each goes where it leaves the least room; without `most` at most 11/9
+    of the fewest rows possible, and one (Johnson et al., 1974). By (seed, epoch) examples of equal length change places, and
+    the rows theirs; seed None keeps the order of the examples. The number of rows follows from the lengths alone, so that it
+    is the same in every epoch.
     """
     rng = None if seed is None else np.random.default_rng([seed, epoch])
     order = np.arange(len(lengths)) if rng is None else rng.permutation(len(lengths))
@@ -83,7 +98,7 @@ def pack(lengths: np.ndarray, row_length: int, *, seed: int | None, epoch: int =
         else:
             room, row = row_length, len(rows)
             rows.append([piece])
-        if left := room - length:
+        if (left := room - length) and (not most or len(rows[row]) < most):
             if left not in having:
                 insort(rooms, left)
             having.setdefault(left, []).append(row)
@@ -92,36 +107,45 @@ def pack(lengths: np.ndarray, row_length: int, *, seed: int | None, epoch: int =
 
 
 def make_packed(
-    examples: Examples, rows: Sequence[np.ndarray], first: int, row_length: int, batch_size: int, pad_token_id: int
+    examples: Packed, rows: Sequence[np.ndarray], first: int, batch_size: int, pad_token_id: int
 ) -> dict[str, np.ndarray]:
     """Packed rows as an `ftjax.objectives.Batch` of shape (batch_size, row_length), filled up at the bottom.
 
-    Besides what `ftjax.data.batches.make_batch` gives: `segment_ids`, 1, 2, ... for the pieces of a row and 0 for padding.
-    first: the number of the first row, which dropout knows it by.
+    Besides what `ftjax.data.batches.make_batch` gives: `segment_ids`, 1, 2, ... for the examples of a row and 0 for padding.
+    Where each has a label of its own, `labels` and `example_ids` are (batch_size, most), and so are `reads`, the positions of
+    their first tokens. first: the number of the first row, which dropout knows it by where tokens have the labels.
     """
-    ids = np.full((batch_size, row_length), pad_token_id, np.int32)
-    labels = np.full((batch_size, row_length), NO_LABEL, np.int32)
-    segments = np.zeros((batch_size, row_length), np.int32)
+    tokens = (batch_size, examples.row_length)
+    each = tokens if examples.per_token else (batch_size, examples.most)
+    ids, types, segments = np.full(tokens, pad_token_id, np.int32), np.zeros(tokens, np.int32), np.zeros(tokens, np.int32)
+    labels, reads, numbers = np.full(each, NO_LABEL, np.int32), np.zeros(each, np.int32), np.full(each, -1, np.int32)
     for i, row in enumerate(rows):
         at = 0
-        for segment, piece in enumerate(row, start=1):
-            start, end = examples.starts[piece], examples.starts[piece + 1]
+        for place, example in enumerate(row):
+            start, end = examples.starts[example], examples.starts[example + 1]
             here = slice(at, at + end - start)
-            ids[i, here], labels[i, here], segments[i, here] = examples.tokens[start:end], examples.labels[start:end], segment
+            ids[i, here], types[i, here] = examples.tokens[start:end], examples.token_types[start:end]
+            segments[i, here] = place + 1
+            if examples.per_token:
+                labels[i, here] = examples.labels[start:end]
+            else:
+                labels[i, place], reads[i, place], numbers[i, place] = examples.labels[example], at, example
             at += end - start
-    numbers = np.arange(first, first + batch_size, dtype=np.int32)
-    return {
+    batch = {
         "input_ids": ids,
         "attention_mask": (segments > 0).astype(np.int32),
-        "token_type_ids": np.zeros_like(ids),
+        "token_type_ids": types,
         "labels": labels,
-        "example_ids": np.where(numbers < first + len(rows), numbers, np.int32(-1)),
         "segment_ids": segments,
     }
+    if not examples.per_token:
+        return batch | {"example_ids": numbers, "reads": reads}
+    rows_here = np.arange(first, first + batch_size, dtype=np.int32)
+    return batch | {"example_ids": np.where(rows_here < first + len(rows), rows_here, np.int32(-1))}
 
 
 def packed_batches(
-    examples: Documents,
+    examples: Packed,
     batch_size: int,
     *,
     pad_token_id: int,
@@ -131,8 +155,8 @@ def packed_batches(
     part: slice | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """The batches of an epoch from number `start` on. part: which rows of each are made; None: all."""
-    own, row_length = slice(0, batch_size) if part is None else part, examples.row_length
-    rows = pack(examples.lengths, row_length, seed=seed, epoch=epoch)
+    own = slice(0, batch_size) if part is None else part
+    rows = pack(examples.lengths, examples.row_length, examples.most, seed=seed, epoch=epoch)
     for first in range(start * batch_size, len(rows), batch_size):
         made = rows[first : first + batch_size][own]
-        yield make_packed(examples, made, first + own.start, row_length, own.stop - own.start, pad_token_id)
+        yield make_packed(examples, made, first + own.start, own.stop - own.start, pad_token_id)

@@ -68,6 +68,8 @@ class Config:
     classifiers: ClassVar[tuple[Classifier, ...]] = ("pooled", "first-token", "mean", "cloze", *OF_TOKENS)
     """The classification heads that the architecture knows, its own first."""
     pooling: ClassVar[Pooling] = Pooling()
+    packs: ClassVar[tuple[Classifier, ...]] = ()
+    """Those of them that can read several texts in one row, see `ftjax.data.packing`."""
     causal: ClassVar[bool] = False
     """Whether a position sees only those before it: the language model is then the next token's, not a masked one's."""
     has_masked_lm: ClassVar[bool] = True
@@ -187,7 +189,7 @@ class Body(Protocol):
     ) -> jax.Array:
         """The output of a layer for its input (batch, length, hidden).
 
-        readout: only of the position that a classifier reads, (batch, 1, hidden).
+        readout: only of the position that a classifier reads, (batch, 1, hidden), or of those that the batch `reads`.
         """
         ...
 

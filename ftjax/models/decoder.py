@@ -18,7 +18,18 @@ from flax import nnx
 from ftjax.errors import InputError, did_you_mean
 from ftjax.models import splash
 from ftjax.models.body import Classifier, Config
-from ftjax.models.layers import ACTIVATIONS, Dense, Embedding, LayerNorm, RMSNorm, dot, matmul, residual
+from ftjax.models.layers import (
+    ACTIVATIONS,
+    Dense,
+    Embedding,
+    LayerNorm,
+    RMSNorm,
+    dot,
+    matmul,
+    positions_at,
+    residual,
+    segment_positions,
+)
 from ftjax.models.names import NameTable
 from ftjax.models.rope import Rope, Rotation, rotate
 from ftjax.random import dropout, fold_in
@@ -202,10 +213,7 @@ def token_positions(batch: Mapping[str, jax.Array]) -> jax.Array:
     if "positions" in batch:
         return batch["positions"]
     if "segment_ids" in batch:
-        segments = batch["segment_ids"]
-        index = jnp.broadcast_to(jnp.arange(segments.shape[1], dtype=jnp.int32), segments.shape)
-        before = jnp.pad(segments[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
-        return index - jax.lax.cummax(jnp.where(segments != before, index, 0), axis=1)
+        return segment_positions(batch["segment_ids"])
     return jnp.maximum(jnp.cumsum(batch["attention_mask"], axis=1, dtype=jnp.int32) - 1, 0)
 
 
@@ -224,7 +232,7 @@ def causal(first: jax.Array | int, length: int, mask: jax.Array, window: int | N
 
 def at(x: jax.Array, index: jax.Array) -> jax.Array:
     """x (batch, length, ...) at one position a row, (batch,): (batch, 1, ...)."""
-    return jnp.take_along_axis(x, index.reshape(-1, *(1,) * (x.ndim - 1)), axis=1)
+    return positions_at(x, index[:, None])
 
 
 def softcap(x: jax.Array, cap: float | None) -> jax.Array:

@@ -127,7 +127,7 @@ class TextModel(nnx.Module):
         seeds: uint32 (batch,) for dropout; None: the result is deterministic. frozen: for the embeddings and every
             layer, whether its dropout is off in any case.
         readout: the last one is what a classifier reads, (batch, 1, hidden): one position, or with `mean` their average;
-            or the gap's; all of it where the classifier is one of tokens.
+            or the gap's; all of it where the classifier is one of tokens; the positions that the batch `reads`.
         """
         body, layers = self.body, len(self.body.layers)
         whole, stop = stop is None, layers if stop is None else stop
@@ -173,21 +173,22 @@ class TextModel(nnx.Module):
             return jax.checkpoint(layer, policy=all_but_gathered)
         return layer
 
-    def pool(self, hidden: jax.Array, *, seeds: jax.Array | None = None) -> jax.Array:
-        """Last hidden state (batch, length or 1, hidden) to activation(dense(first token)), (batch, hidden)."""
-        first = hidden[:, 0]
+    def pool(self, first: jax.Array, *, seeds: jax.Array | None = None) -> jax.Array:
+        """Last hidden state of first tokens, (batch, ..., hidden), to activation(dense(it)): the same shape."""
         if self.pooling.dropout_before:
             first = dropout(first, self.dropout_rate, None if seeds is None else fold_in(seeds, UNPOOLED_SEED))
         return ACTIVATIONS[self.pooling.activation](self.pooler(first))
 
-    def classify(self, hidden: jax.Array, *, seeds: jax.Array | None = None) -> jax.Array:
+    def classify(self, hidden: jax.Array, *, seeds: jax.Array | None = None, every: bool = False) -> jax.Array:
         """Last hidden state with `readout`, (batch, 1, hidden), to float32 logits (batch, labels).
 
-        A classifier of tokens takes it whole and gives (batch, length, labels).
+        A classifier of tokens takes it whole and gives (batch, length, labels); so does any where `every` position is read.
         """
         if self.cloze is not None:
             return self.word_logits(hidden[:, 0], self.cloze.words)
-        read = self.pool(hidden, seeds=seeds) if self.pooled else hidden if self.of_tokens else hidden[:, 0]
+        read = hidden if every or self.of_tokens else hidden[:, 0]
+        if self.pooled:
+            read = self.pool(read, seeds=seeds)
         return self.classifier(dropout(read, self.dropout_rate, None if seeds is None else fold_in(seeds, POOLED_SEED)))
 
     def word_logits(self, hidden: jax.Array, words: tuple[tuple[int, ...], ...]) -> jax.Array:

@@ -338,7 +338,16 @@ def attention_bias(attention_mask: jax.Array) -> jax.Array:
 
     Padding gets the lowest finite number, not minus infinity: a row that is all padding then stays finite.
     """
-    return jnp.where(attention_mask[:, None, None, :] > 0, 0.0, jnp.finfo(jnp.float32).min).astype(jnp.float32)
+    return _bias(attention_mask[:, None, None, :] > 0)
+
+
+def segment_bias(segment_ids: jax.Array) -> jax.Array:
+    """Segments (batch, length), which see only themselves, to an additive float32 (batch, 1, length, length)."""
+    return _bias(segment_ids[:, None, :, None] == segment_ids[:, None, None, :])
+
+
+def _bias(seen: jax.Array) -> jax.Array:
+    return jnp.where(seen, 0.0, jnp.finfo(jnp.float32).min).astype(jnp.float32)
 
 
 def attention(
@@ -370,6 +379,18 @@ def attention_weights(
     bias = jnp.maximum(bias, lowest).astype(scores.dtype)
     weights = jax.nn.softmax(scores * head_size**-0.5 + jnp.broadcast_to(bias, scores.shape), axis=-1)
     return dropout(weights, dropout_rate, seeds)
+
+
+def segment_positions(segment_ids: jax.Array) -> jax.Array:
+    """Positions counted anew within each segment of a row, int32 (batch, length): 0, 1, 2, 0, 1, ..."""
+    index = jnp.broadcast_to(jnp.arange(segment_ids.shape[1], dtype=jnp.int32), segment_ids.shape)
+    before = jnp.pad(segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+    return index - jax.lax.cummax(jnp.where(segment_ids != before, index, 0), axis=1)
+
+
+def positions_at(x: jax.Array, positions: jax.Array) -> jax.Array:
+    """x (batch, length, ...) at some positions of each row, (batch, n): (batch, n, ...)."""
+    return jnp.take_along_axis(x, positions.reshape(*positions.shape, *(1,) * (x.ndim - 2)), axis=1)
 
 
 def mean_pool(hidden: jax.Array, attention_mask: jax.Array) -> jax.Array:

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from ftjax.models.body import Pooling
-from ftjax.models.layers import Embedding, attention_bias, relative_buckets
+from ftjax.models.layers import Embedding, relative_buckets
 from ftjax.models.names import NameTable, dense, embedding, norm
-from ftjax.models.post_norm import PostNormConfig, PostNormEncoder
+from ftjax.models.post_norm import Context, PostNormConfig, PostNormEncoder
 from ftjax.models.roberta import names_of
 
 BUCKETS, MAX_DISTANCE, PADDING = 32, 128, 1  # fixed in transformers' code, whatever config.json says
@@ -78,10 +78,11 @@ class MPNetEncoder(PostNormEncoder):
         super().__init__(config, dtype)
         self.embeddings.relative_attention_bias = Embedding(BUCKETS, config.num_attention_heads)
 
-    def context(self, batch: Mapping[str, jax.Array]) -> jax.Array:
-        """float32 (batch, heads, length, length)."""
-        mask = batch["attention_mask"]
-        buckets = relative_buckets(mask.shape[1], mask.shape[1], buckets=BUCKETS, max_distance=MAX_DISTANCE)
+    def context(self, batch: Mapping[str, jax.Array]) -> Context:
+        """Of which the bias is float32 (batch, heads, length, length)."""
+        bias, reads = super().context(batch)
+        rows, length = batch["attention_mask"].shape
+        buckets = relative_buckets(length, length, buckets=BUCKETS, max_distance=MAX_DISTANCE)
         relative = self.embeddings.relative_attention_bias(buckets).transpose(2, 0, 1)[None]
-        shape = (mask.shape[0], *relative.shape[1:])
-        return jnp.broadcast_to(attention_bias(mask), shape) + jnp.broadcast_to(relative, shape)
+        shape = (rows, *relative.shape[1:])
+        return Context(jnp.broadcast_to(bias, shape) + jnp.broadcast_to(relative, shape), reads)

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from ftjax.errors import InputError, did_you_mean
-from ftjax.models.body import Config
+from ftjax.models.body import Classifier, Config
 from ftjax.models.layers import (
     ACTIVATIONS,
     Dense,
@@ -24,7 +24,10 @@ from ftjax.models.layers import (
     attention_bias,
     attention_weights,
     dot,
+    positions_at,
     residual,
+    segment_bias,
+    segment_positions,
 )
 from ftjax.random import dropout, fold_in
 
@@ -33,6 +36,7 @@ from ftjax.random import dropout, fold_in
 class PostNormConfig(Config):
     """What the architectures have in common."""
 
+    packs: ClassVar[tuple[Classifier, ...]] = ("pooled", "first-token")
     dropout_fields: ClassVar[tuple[str, ...]] = ("hidden_dropout_prob", "attention_probs_dropout_prob")
     attention_output_dropout: ClassVar[bool] = True
     """Whether there is dropout between the attention and its residual."""
@@ -85,10 +89,21 @@ def token_positions(input_ids: jax.Array, padding: int) -> jax.Array:
     return jnp.cumsum(token, -1) * token + padding
 
 
+class Context(NamedTuple):
+    """What all layers need besides hidden states.
+
+    bias: of attention, as `ftjax.models.layers.attention` takes it. reads: the positions that a classifier reads, int32
+    (batch, examples); None: the first.
+    """
+
+    bias: jax.Array
+    reads: jax.Array | None
+
+
 class PostNormEmbeddings(nnx.Module):
     """Ids and token types (batch, length) to float32 (batch, length, hidden): word + type + position, normalised.
 
-    Token types are read only where there is more than one.
+    Token types are read only where there is more than one. Positions are counted within segments, if there are any.
     """
 
     def __init__(self, config: PostNormConfig, dtype: jnp.dtype) -> None:
@@ -102,19 +117,24 @@ class PostNormEmbeddings(nnx.Module):
         self.token_types, self.padding_id = config.token_types, config.padding_id
         self.dropout_rate = config.hidden_dropout_prob
 
-    def __call__(self, input_ids: jax.Array, token_type_ids: jax.Array, seeds: jax.Array | None) -> jax.Array:
+    def __call__(self, batch: Mapping[str, jax.Array], seeds: jax.Array | None) -> jax.Array:
+        input_ids = batch["input_ids"]
         hidden = self.word(input_ids)
         if self.token_types:
-            hidden += self.token_type(token_type_ids if self.token_types > 1 else jnp.zeros_like(input_ids))
-        counted = jnp.arange(input_ids.shape[1])[None]
-        positions = counted if self.padding_id is None else token_positions(input_ids, self.padding_id)
+            hidden += self.token_type(batch["token_type_ids"] if self.token_types > 1 else jnp.zeros_like(input_ids))
+        if "segment_ids" in batch:
+            positions = segment_positions(batch["segment_ids"]) + (0 if self.padding_id is None else self.padding_id + 1)
+        elif self.padding_id is None:
+            positions = jnp.arange(input_ids.shape[1])[None]
+        else:
+            positions = token_positions(input_ids, self.padding_id)
         hidden = self.norm(hidden + jnp.broadcast_to(self.position(positions), hidden.shape))
         hidden = dropout(hidden, self.dropout_rate, seeds)
         return hidden if self.projection is None else self.projection(hidden)
 
 
 class PostNormAttention(nnx.Module):
-    """Self-attention, projected: (batch, length, hidden) to the same shape, or to (batch, 1, hidden) by `first_token`."""
+    """Self-attention, projected: (batch, length, hidden) to the same shape, or to that of a few positions by `read`."""
 
     def __init__(self, config: PostNormConfig, dtype: jnp.dtype) -> None:
         size = config.hidden_size
@@ -129,28 +149,30 @@ class PostNormAttention(nnx.Module):
         context = attention(query, key, value, bias, **options)
         return self.output(context.reshape(hidden.shape), seeds)
 
-    def first_token(self, hidden: jax.Array, bias: jax.Array, seeds: jax.Array | None) -> jax.Array:
-        """The output of the first position alone, at heads / hidden of what keys and values of all positions would cost.
+    def read(self, at: jax.Array, hidden: jax.Array, bias: jax.Array, seeds: jax.Array | None) -> jax.Array:
+        """The output of a few positions alone, at heads / hidden each of what keys and values of all positions would cost.
 
-        One query a head lets the projections change sides: q · (h W + b) = (W q) · h + q · b for the scores, and
+        at: their hidden states, (batch, n, hidden); bias: theirs, (batch, 1 or heads, n or 1, length).
+
+        Few queries let the projections change sides: q · (h W + b) = (W q) · h + q · b for the scores, and
         Σ w (h W + b) = (Σ w h) W + (Σ w) b for the context. (Not with LoRA's dropout, which gives every h a W of its own.)
         """
-        query = self.by_head(self.query(hidden[:, :1], seeds))  # (batch, 1, heads, head_size)
+        query = self.by_head(self.query(at, seeds))  # (batch, n, heads, head_size)
         if seeds is not None and (self.key.lora_dropout or self.value.lora_dropout):
             key, value = (self.by_head(dense(hidden, seeds)) for dense in (self.key, self.value))
             context = attention(query, key, value, bias, dropout_rate=self.dropout_rate, seeds=seeds, dtype=self.dtype)
-            return self.output(context.reshape(hidden.shape[0], 1, hidden.shape[2]), seeds)
-        query = query[:, 0].astype(jnp.float32)
+            return self.output(context.reshape(at.shape), seeds)
+        query = query.astype(jnp.float32)
         (key, key_bias), (value, value_bias) = (
-            (self.by_head(dense.weight()[None])[0], self.by_head(dense.bias[...].astype(jnp.float32)[None, None])[0])  # type: ignore[index]
+            (self.by_head(dense.weight()[None])[0], self.by_head(dense.bias[...].astype(jnp.float32)[None, None]))  # type: ignore[index]
             for dense in (self.key, self.value)
         )
-        along = dot("bhd,ihd->bhi", query, key, self.dtype)
-        scores = dot("bhi,bki->bhk", along, hidden, self.dtype) + (query * key_bias).sum(-1, keepdims=True)
-        weights = attention_weights(scores[:, :, None], query.shape[-1], bias, self.dropout_rate, seeds)[:, :, 0]
-        mixed = dot("bhk,bki->bhi", weights, hidden, self.dtype)
-        context = dot("bhi,ihd->bhd", mixed, value, self.dtype) + weights.sum(-1, keepdims=True) * value_bias
-        return self.output(context.reshape(hidden.shape[0], 1, hidden.shape[2]), seeds)
+        along = dot("bqhd,ihd->bhqi", query, key, self.dtype)
+        scores = dot("bhqi,bki->bhqk", along, hidden, self.dtype) + (query * key_bias).sum(-1).swapaxes(1, 2)[..., None]
+        weights = attention_weights(scores, query.shape[-1], bias, self.dropout_rate, seeds)
+        mixed = dot("bhqk,bki->bhqi", weights, hidden, self.dtype)
+        context = dot("bhqi,ihd->bqhd", mixed, value, self.dtype) + weights.sum(-1).swapaxes(1, 2)[..., None] * value_bias
+        return self.output(context.reshape(at.shape), seeds)
 
     def by_head(self, x: jax.Array) -> jax.Array:
         """(..., hidden) to (..., heads, head_size)."""
@@ -172,8 +194,8 @@ class PostNormMLP(nnx.Module):
 class PostNormLayer(nnx.Module):
     """One transformer layer: attention and MLP, each with dropout, residual and layer norm after it.
 
-    With `readout` only the output of the first position is computed, (batch, 1, hidden): it attends to all the
-    others, but their own outputs would be read by nobody.
+    With `readout` only the output of the first position is computed, (batch, 1, hidden), or of those that a classifier
+    `reads`: they attend to all the others, whose own outputs would be read by nobody.
     """
 
     def __init__(self, config: PostNormConfig, dtype: jnp.dtype) -> None:
@@ -184,10 +206,13 @@ class PostNormLayer(nnx.Module):
         self.dropout_rate = config.hidden_dropout_prob
         self.attention_dropout_rate = config.hidden_dropout_prob if config.attention_output_dropout else 0.0
 
-    def __call__(self, hidden: jax.Array, bias: jax.Array, seeds: jax.Array | None, *, readout: bool = False) -> jax.Array:
+    def __call__(self, hidden: jax.Array, context: Context, seeds: jax.Array | None, *, readout: bool = False) -> jax.Array:
+        bias, reads = context
         weights, after_attention, after_mlp = (None if seeds is None else fold_in(seeds, i) for i in range(3))
         if readout:
-            attended, hidden = self.attention.first_token(hidden, bias[:, :, :1], weights), hidden[:, :1]
+            at = hidden[:, :1] if reads is None else positions_at(hidden, reads)
+            of = bias[:, :, :1] if reads is None else jnp.take_along_axis(bias, reads[:, None, :, None], axis=2)
+            attended, hidden = self.attention.read(at, hidden, of, weights), at
         else:
             attended = self.attention(hidden, bias, weights)
         hidden = self.attention_norm(residual(hidden, dropout(attended, self.attention_dropout_rate, after_attention)))
@@ -202,13 +227,14 @@ class PostNormEncoder(nnx.Module):
         self.layers = nnx.List([PostNormLayer(config, dtype) for _ in range(config.num_hidden_layers)])
 
     def embed(self, batch: Mapping[str, jax.Array], seeds: jax.Array | None) -> jax.Array:
-        return self.embeddings(batch["input_ids"], batch["token_type_ids"], seeds)
+        return self.embeddings(batch, seeds)
 
-    def context(self, batch: Mapping[str, jax.Array]) -> jax.Array:
-        return attention_bias(batch["attention_mask"])
+    def context(self, batch: Mapping[str, jax.Array]) -> Context:
+        bias = segment_bias(batch["segment_ids"]) if "segment_ids" in batch else attention_bias(batch["attention_mask"])
+        return Context(bias, batch.get("reads"))
 
     def layer(
-        self, number: int, hidden: jax.Array, context: jax.Array, seeds: jax.Array | None, *, readout: bool = False
+        self, number: int, hidden: jax.Array, context: Context, seeds: jax.Array | None, *, readout: bool = False
     ) -> jax.Array:
         return self.layers[number](hidden, context, None if seeds is None else fold_in(seeds, number), readout=readout)
 

@@ -23,6 +23,9 @@ Batch = dict[str, jax.Array]
 """input_ids, attention_mask, token_type_ids: int32 (batch, length); labels: what the task's loss takes, int32 (batch, ...),
 -100 where there is none, or float32 (batch, ...), NaN where there is none; example_ids: int32 (batch,), which example of the
 data set a row is (-1: a row that only fills the batch).
+Where examples share rows (see `ftjax.data.packing`): `segment_ids`, int32 (batch, length), 1, 2, ... for the examples of a row
+and 0 for padding; and where each has a label of its own, `labels` and `example_ids` are int32 (batch, examples), and so are
+`reads`, the positions that a classifier reads.
 `prefix`, float32 (batch, length or 1, hidden), takes the place of the tokens where the output of the model's frozen layers
 is known already (see `ftjax.prefix`). `teacher_scores`, float32 (batch, classes): probabilities that another model gives."""
 
@@ -59,7 +62,8 @@ def measure(
 
     Each term gets seeds of its own, so that two forward passes over an example do not share dropout masks.
     """
-    seeds = None if key is None else example_seeds(key, batch["example_ids"])
+    ids = batch["example_ids"]
+    seeds = None if key is None else example_seeds(key, ids if ids.ndim == 1 else ids[:, 0])  # a row, by its first example
     losses: dict[str, Average] = {}
     metrics: dict[str, Average] = {}
     for number, term in enumerate(objective):

@@ -23,10 +23,13 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.
 
 
 def class_logits(model: Model, params: Params, batch: Batch, seeds: jax.Array | None) -> jax.Array:
-    """float32 (batch, classes), or (batch, length, classes) of a head for tokens; with seeds the model is in training mode."""
+    """float32 (batch, classes); with seeds the model is in training mode.
+
+    (batch, length, classes) of a head for tokens, and (batch, examples, classes) where examples share rows.
+    """
     module = model.bind(params)
     hidden = module.hidden_states(batch, seeds=seeds, frozen=model.frozen, readout=True)
-    return module.classify(hidden[-1], seeds=seeds)
+    return module.classify(hidden[-1], seeds=seeds, every="reads" in batch)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from ftjax.data.files import Reader, Rows
-from ftjax.data.packing import Documents, documents, packed_batches
+from ftjax.data.packing import Packed, documents
 from ftjax.data.parts import Part
 from ftjax.data.tables import Table, load_table, whole_only
 from ftjax.data.tokenize import CHUNK, Examples
@@ -74,24 +74,12 @@ class LanguageModel(TextTask):
         "accuracy": Metric("token accuracy"),
     }
     head: ClassVar[Head] = "causal_lm"
-    packed: ClassVar[bool] = True
     writes: ClassVar[bool] = True
-
-    def rows_per_epoch(self, examples: Examples) -> int:
-        assert isinstance(examples, Documents)
-        return examples.packed_rows
-
-    def batches(self, examples: Examples, buckets: tuple[int, ...], batch_size: int, **where: Any) -> Iterator[dict[str, Any]]:
-        """Packed rows to learn from, in an order by seed; to score, each piece in a row of its own."""
-        if where["seed"] is None:
-            return super().batches(examples, buckets, batch_size, **where)
-        assert isinstance(examples, Documents)
-        return packed_batches(examples, batch_size, **{name: v for name, v in where.items() if name != "labeled_rows"})
 
     def made_up(self, examples: Examples) -> Examples:
         values = {field.name: getattr(examples, field.name) for field in dataclasses.fields(examples)}
         values |= {"labels": examples.tokens, "per_token": True}
-        return Documents(**values, row_length=int(examples.lengths.max()))
+        return Packed(**values, row_length=int(examples.lengths.max()))
 
     def loss(self, model: Model) -> Loss:
         return CausalLM(model, labeled=True)

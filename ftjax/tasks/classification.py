@@ -83,6 +83,7 @@ class TextClassification(Task):
     }
     problem_type: ClassVar[str | None] = "single_label_classification"
     row_classes: ClassVar[bool] = True
+    packs: ClassVar[bool] = True
 
     words: Descriptions | None = dataclasses.field(default=None, hash=False)
     template: str | None = None

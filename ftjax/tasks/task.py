@@ -15,6 +15,7 @@ import numpy as np
 
 from ftjax.data.batches import batches
 from ftjax.data.files import Reader, Rows, read_dataset, read_file
+from ftjax.data.packing import Packed, packed_batches
 from ftjax.data.parts import Part
 from ftjax.data.tokenize import Examples
 from ftjax.errors import InputError
@@ -70,8 +71,8 @@ class Task:
     """How many outputs the classifier has, where that does not depend on the rows."""
     problem_type: ClassVar[str | None] = None
     """config.json's `problem_type`, from which transformers' classifiers know their loss."""
-    packed: ClassVar[bool] = False
-    """Whether several examples share a row to learn from, so that only those that are scored have lengths of their own."""
+    packs: ClassVar[bool] = False
+    """Whether several examples may share a row to learn from, each with a label of its own."""
     writes: ClassVar[bool] = False
     """Whether what a trained model predicts is how a text goes on: `prompts`."""
     row_classes: ClassVar[bool] = False
@@ -175,10 +176,15 @@ class Task:
 
     def rows_per_epoch(self, examples: Examples) -> int:
         """How many rows of batches the examples make."""
-        return len(examples)
+        return examples.packed_rows if isinstance(examples, Packed) else len(examples)
 
     def batches(self, examples: Examples, buckets: tuple[int, ...], batch_size: int, **where: Any) -> Iterator[dict[str, Any]]:
-        """The batches of an epoch; the arguments are those of `ftjax.data.batches.batches`."""
+        """The batches of an epoch; the arguments are those of `ftjax.data.batches.batches`.
+
+        Packed rows to learn from, in an order by seed; to score, each example in a row of its own.
+        """
+        if isinstance(examples, Packed) and where["seed"] is not None:
+            return packed_batches(examples, batch_size, **{name: v for name, v in where.items() if name != "labeled_rows"})
         return batches(examples, buckets, batch_size, **where)
 
     def prompts(self, rows: Rows, tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:

@@ -1,0 +1,190 @@
+"""Several texts in one row: what is said of each, and what is learnt from it, is what a row of its own would have given."""
+
+import signal
+
+import families
+import jax
+import numpy as np
+import optax
+import pytest
+from conftest import fail, run_command, tiny_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_resume import content, interrupt, logged
+
+from ftjax.config import TrainConfig
+from ftjax.data.batches import make_batch
+from ftjax.data.packing import make_packed, pack, packed, packed_batches
+from ftjax.data.tokenize import Examples
+from ftjax.models import Lora, with_lora
+from ftjax.objectives import Term
+from ftjax.objectives.classification import Classification, class_logits
+from ftjax.parallel import Compiled, parallel_step, pmap_step, replicate, split_batch
+from ftjax.partition import label
+from ftjax.prepare import prepare
+from ftjax.pretrained import load_pretrained
+from ftjax.sharding import Layout, data_mesh
+from ftjax.step import create_state, train_step
+
+KINDS = [kind for kind in families.golden_shapes() if kind.endswith(families.HEADS[0]) and not kind.startswith("t5")]
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+SGD = optax.sgd(1.0)
+
+
+def examples_of(lengths, *, vocab=64, types=2, seed=0):
+    """Random examples of these lengths, of two classes."""
+    rng = np.random.default_rng(seed)
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    tokens, kinds = (rng.integers(low, high, starts[-1]).astype(np.int32) for low, high in ((5, vocab), (0, types)))
+    return Examples(tokens, kinds, starts, rng.integers(0, 2, len(lengths)).astype(np.int32), truncated=0, empty=0)
+
+
+LENGTHS = [9, 3, 12, 5, 4, 4, 7, 2, 11, 6, 3, 8]
+
+
+def both(lengths=LENGTHS, row_length=16, rows=8, **more):
+    """(the examples in rows of their own, the same in packed rows), a batch each."""
+    examples = examples_of(lengths, **more)
+    shared = packed(examples, row_length)
+    chosen = pack(shared.lengths, row_length, shared.most, seed=0)
+    assert len(chosen) <= rows < len(lengths)
+    apart = make_batch(examples, np.arange(len(lengths)), max(lengths), len(lengths), 0)
+    return apart, make_packed(shared, chosen, 0, rows, 0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=60), st.integers(20, 40), st.integers(0, 3))
+def test_every_example_is_in_one_row_once_with_its_label_and_the_position_of_its_first_token(lengths, row_length, epoch):
+    examples = examples_of(lengths)
+    shared = packed(examples, row_length)
+    found = []
+    for batch in packed_batches(shared, 4, pad_token_id=0, seed=1, epoch=epoch):
+        assert batch["input_ids"].shape == (4, row_length)
+        assert np.array_equal(batch["attention_mask"] > 0, batch["segment_ids"] > 0)
+        assert np.array_equal(batch["labels"] >= 0, batch["example_ids"] >= 0)
+        for row, place in np.argwhere(batch["example_ids"] >= 0):
+            example, at = batch["example_ids"][row, place], batch["reads"][row, place]
+            own = batch["segment_ids"][row] == place + 1
+            assert np.flatnonzero(own)[0] == at
+            assert np.array_equal(batch["input_ids"][row][own], examples.tokens[examples.at(example)])
+            assert np.array_equal(batch["token_type_ids"][row][own], examples.token_types[examples.at(example)])
+            assert batch["labels"][row, place] == examples.labels[example]
+            found.append(example)
+    assert sorted(found) == list(range(len(lengths)))
+    assert max(len(row) for row in pack(shared.lengths, row_length, shared.most, seed=1)) <= shared.most
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("classifier", ["pooled", "first-token"])
+def test_every_encoder_says_of_a_text_what_it_says_of_it_alone(kind, classifier, tmp_path):
+    families.write_golden(tmp_path, kind)
+    model_type = kind.split()[0]
+    loaded = load_pretrained(tmp_path, classifier=classifier)
+    types = families.ENCODERS[model_type][1].get("type_vocab_size", 2)
+    apart, together = both(vocab=families.VOCAB, types=types)
+    alone, shared = jax.jit(lambda params: tuple(class_logits(loaded.model, params, b, None) for b in (apart, together)))(
+        loaded.params
+    )
+    real = together["example_ids"] >= 0
+    order = np.argsort(together["example_ids"][real])
+    assert families.differ(np.asarray(shared)[real][order], np.asarray(alone)) <= 1e-5
+
+
+@pytest.mark.parametrize("classifier", ["pooled", "first-token"])
+def test_what_is_learnt_is_what_rows_of_their_own_give(classifier):
+    model, params = tiny_model(config=NO_DROPOUT, classifier=classifier)
+    terms = (Term("classification", 1.0, Classification(model)),)
+    apart, together = both()
+    state = create_state(params, label(params, "all", layers=2), terms, SGD)
+    alone, shared = (jax.jit(train_step)(state, batch) for batch in (apart, together))
+    for name, value in alone[0].trainable.items():
+        np.testing.assert_allclose(np.asarray(shared[0].trainable[name]), np.asarray(value), rtol=2e-5, atol=2e-7)
+    for name, (total, weight) in alone[1].items():
+        assert (float(shared[1][name][0]), float(shared[1][name][1])) == pytest.approx((float(total), float(weight)), rel=1e-5)
+
+
+def test_low_rank_matrices_with_dropout_of_their_own_read_several_positions_too():
+    model, _ = tiny_model(config=NO_DROPOUT)
+    modules = tuple(f"encoder.layers.{i}.attention.{name}" for i in range(2) for name in ("query", "key", "value"))
+    _, together = both()
+    seeds, found = np.arange(8, dtype=np.uint32), []
+    for rate in (0.0, 1e-9):  # which drops nothing, but takes the other way
+        with_it = with_lora(model, Lora(2, 4.0, modules, dropout=rate))
+        rng = np.random.default_rng(0)
+        values = {n: 0.1 * rng.standard_normal(shape.shape).astype(np.float32) for n, shape in with_it.shapes.items()}
+        found.append(jax.jit(lambda values, m=with_it: class_logits(m, values, together, seeds))(values))
+    np.testing.assert_allclose(np.asarray(found[0]), np.asarray(found[1]), rtol=1e-5, atol=1e-6)
+
+
+def test_devices_and_microbatches_change_nothing_with_dropout():
+    model, params = tiny_model()
+    terms = (Term("classification", 1.0, Classification(model)),)
+    names = label(params, "all", layers=2)
+    _, batch = both(rows=16, lengths=LENGTHS * 2)
+    whole, metrics = jax.jit(train_step)(create_state(params, names, terms, SGD), batch)
+    for microbatches in (1, 2):
+        state = create_state(params, names, terms, SGD, microbatches=microbatches)
+        mesh = data_mesh()
+        layout = Layout(mesh, zero1=True)
+        spread = Compiled(parallel_step(layout), mesh, donate=False)(layout.place(state), batch)
+        mapped = pmap_step(train_step)(replicate(state, mesh), split_batch(batch, 8))
+        for new, found in (spread, mapped):
+            assert float(found["loss"][0]) == pytest.approx(float(metrics["loss"][0]), rel=1e-5)
+            assert float(found["accuracy"][1]) == len(LENGTHS) * 2
+            for name, value in whole.trainable.items():
+                np.testing.assert_allclose(np.asarray(new.trainable[name]), np.asarray(value), rtol=2e-5, atol=2e-6)
+
+
+@pytest.fixture(scope="module")
+def arguments(tiny_bert, few_reviews):
+    """A run in packed rows, but for its --output."""
+    return [
+        *("train", "--model", tiny_bert, "--train-file", few_reviews["train"], "--eval-file", few_reviews["eval"], "--packing"),
+        *("--epochs", 2, "--batch-size", 8, "--learning-rate", "1e-3", "--max-length", 64, "--log-every", 1, "--resume"),
+        *("--save-every", 2),
+    ]
+
+
+def test_a_run_sees_every_text_and_a_killed_one_ends_with_the_same_bytes(arguments, tmp_path):
+    done = run_command(*arguments, "--output", tmp_path / "whole")
+    assert done.returncode == 0, done.stderr
+    assert "texts a row of 64 tokens, 9" in done.stderr  # per cent full
+    status, stderr = interrupt(arguments, tmp_path / "cut", signal.SIGKILL, logged(tmp_path / "cut", 5))
+    assert status == -signal.SIGKILL, stderr
+    again = run_command(*arguments, "--output", tmp_path / "cut")
+    assert again.returncode == 0, again.stderr
+    assert "Resuming after step" in again.stderr
+    assert content(tmp_path / "cut") == content(tmp_path / "whole")
+
+
+def test_one_length_is_one_program_and_frozen_layers_are_computed_in_every_step(tiny_bert, few_reviews, tmp_path):
+    config = TrainConfig(
+        str(tiny_bert),
+        tmp_path / "run",
+        few_reviews["train"],
+        max_length=64,
+        batch_size=8,
+        method="partial",
+        train_parameters="last:1,head",
+        packing=True,
+    )
+    run = prepare(config, lambda line: None)
+    made = [*run.data.task.batches(run.data.train, run.data.buckets, 8, pad_token_id=0, seed=0, labeled_rows=0)]
+    assert len(made) == run.data.steps_per_epoch(8) == run.steps // config.epochs
+    assert len({tuple((name, value.shape) for name, value in batch.items()) for batch in made}) == 1
+    (stage,) = run.stages
+    assert stage.model.prefix_layers == 1 and not stage.prefix
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--method", "self-supervised"), "--packing: is for labels alone; leave it out, or take --method full or partial."),
+        (("--task", "regression"), "--packing: is for --task classification; leave it out."),
+        (("--task", "masked-lm"), "--packing: is for --task classification; leave it out."),
+        (("--classifier", "mean"), "and its classifier, mean, read one text a row; take --classifier pooled or first-token."),
+    ],
+)
+def test_what_cannot_share_rows_is_refused(more, said, arguments, tmp_path, capsys):
+    assert said in fail(capsys, *arguments, "--output", tmp_path / "run", *more)
+    assert not (tmp_path / "run").exists()
