@@ -240,6 +240,7 @@ class Session:
         else:
             self.stage, self.state = 0, run.state_of(0)
         self.part = run.layout.own_rows(self.config.batch_size)
+        self.train_rows = run.data.train_rows(self.config.batch_size)
         with self.disk():
             self.log = rundir.MetricsLog(self.config.output, self.step, writes=processes.is_first())
         self.progress.seconds["load"] += load_seconds
@@ -407,7 +408,7 @@ class Session:
     def rows_in(self, batch: dict[str, Any]) -> int:
         """How many examples train in a step; of several processes, as if the others' rows were as full as this one's."""
         rows = batch["example_ids"]
-        return int((rows >= 0).sum()) * self.config.batch_size // len(rows)
+        return int((rows >= 0).sum()) * self.train_rows // len(rows)
 
     def tokens_in(self, batch: dict[str, Any]) -> int:
         """How many tokens train in a step, padding left out."""
@@ -427,13 +428,13 @@ class Session:
         source = data.task.batches(
             data.train,
             data.buckets,
-            config.batch_size,
+            self.train_rows,
             pad_token_id=data.pad_token_id,
             seed=config.seed,
             epoch=epoch,
             start=start,
             labeled_rows=data.labeled_rows,
-            part=self.part,
+            part=self.run.layout.own_rows(self.train_rows),
         )
         return map(self.attach_train, source)
 

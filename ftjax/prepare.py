@@ -73,10 +73,14 @@ class Data:
         """Whether any training row has a label."""
         return bool(self.train.labeled.any())
 
+    def train_rows(self, batch_size: int) -> int:
+        """Rows of a training batch: `batch_size`, unless so many examples share fewer rows."""
+        return (isinstance(self.train, Packed) and self.train.batch_rows) or batch_size
+
     def steps_per_epoch(self, batch_size: int) -> int:
         """Updates an epoch; the last may have fewer rows."""
         rows = (~self.train.labeled).sum() if self.labeled_rows else self.task.rows_per_epoch(self.train)
-        return int(-(-rows // (batch_size - self.labeled_rows)))
+        return int(-(-rows // (self.train_rows(batch_size) - self.labeled_rows)))
 
 
 def read_training_rows(config: TrainConfig, task: Task, part: Part | None) -> list[Rows]:
@@ -186,13 +190,6 @@ def _prepare_data(config: TrainConfig, say: Say, buckets: tuple[int, ...], share
         raise InputError(
             f"--self-supervised-loss {about_others[0]} learns from rows without a label, and there are none: give "
             "--unlabeled-file, or --labels-per-class to keep a few labels."
-        )
-    if config.packing:
-        train = packed(train, config.max_length)
-        say(
-            f"Packed: {len(train) / train.packed_rows:.1f} texts a row of {config.max_length} tokens, "
-            f"{len(train.tokens) / (train.packed_rows * config.max_length):.0%} full; "
-            f"about {len(train) * config.batch_size / train.packed_rows:.0f} texts an update."
         )
     labeled_rows, names = 0, [name for name, _ in config.losses]
     if 0 < labeled < len(train) and (config.supervised_weight or any(name in LABEL_LOSSES for name in names)):
@@ -439,12 +436,31 @@ def suited(model: Model, config: TrainConfig, layout: Layout) -> Model:
     )
 
 
+def pack_rows(config: TrainConfig, examples: Examples, layout: Layout, say: Say) -> Packed:
+    """The training examples in shared rows; InputError where devices and microbatches cannot have as many rows each."""
+    train = packed(examples, config.batch_size)
+    rows, unit = train.batch_rows, layout.row_shards * config.gradient_accumulation
+    if rows % unit:
+        raise InputError(
+            f"--packing: --batch-size {config.batch_size} is {rows} packed rows, that cannot be split over {layout.row_shards} "
+            f"devices x {config.gradient_accumulation} microbatches; take about {-(-config.batch_size * unit // rows)}."
+        )
+    full = len(train.tokens) / (train.packed_rows * train.row_length)
+    say(
+        f"Packed: {len(train) / train.packed_rows:.1f} texts a row of {train.row_length} tokens, {full:.0%} full; "
+        f"{rows} rows an update, about {len(train) * rows / train.packed_rows:.0f} texts."
+    )
+    return train
+
+
 def assemble(config: TrainConfig, data: Data, pretrained: Pretrained, layout: Layout, say: Say) -> Run:
     """The run of a model on data: what trains when, towards what. Parameters may be shapes without values."""
     if (heads := pretrained.model.config.num_attention_heads) % layout.tensor:
         raise InputError(f"--mesh {config.mesh}: {heads} attention heads cannot be split evenly over tensor={layout.tensor}.")
     pretrained = adapt(pretrained, [spec for _, spec in config.stages], config, seed=config.seed)
     pretrained = dataclasses.replace(pretrained, model=suited(pretrained.model, config, layout))
+    if config.packing:
+        data = dataclasses.replace(data, train=pack_rows(config, data.train, layout, say))
     per_epoch = data.steps_per_epoch(config.batch_size)
     terms = functools.partial(
         objective, config, data.task, data.vocabulary, labeled=data.labeled, steps=config.epochs * per_epoch

@@ -1,5 +1,7 @@
 """Several texts in one row: what is said of each, and what is learnt from it, is what a row of its own would have given."""
 
+import dataclasses
+import re
 import signal
 
 import families
@@ -45,7 +47,7 @@ LENGTHS = [9, 3, 12, 5, 4, 4, 7, 2, 11, 6, 3, 8]
 def both(lengths=LENGTHS, row_length=16, rows=8, **more):
     """(the examples in rows of their own, the same in packed rows), a batch each."""
     examples = examples_of(lengths, **more)
-    shared = packed(examples, row_length)
+    shared = dataclasses.replace(packed(examples, rows), row_length=row_length, most=5)
     chosen = pack(shared.lengths, row_length, shared.most, seed=0)
     assert len(chosen) <= rows < len(lengths)
     apart = make_batch(examples, np.arange(len(lengths)), max(lengths), len(lengths), 0)
@@ -53,13 +55,17 @@ def both(lengths=LENGTHS, row_length=16, rows=8, **more):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(1, 20), min_size=1, max_size=60), st.integers(20, 40), st.integers(0, 3))
-def test_every_example_is_in_one_row_once_with_its_label_and_the_position_of_its_first_token(lengths, row_length, epoch):
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=60), st.integers(1, 70), st.integers(0, 3))
+def test_every_example_is_in_one_row_once_with_its_label_and_the_position_of_its_first_token(lengths, batch_size, epoch):
     examples = examples_of(lengths)
-    shared = packed(examples, row_length)
+    shared = packed(examples, batch_size)
+    rows, row_length = shared.batch_rows, shared.row_length
+    assert rows in (1, 2, 4) or rows % 8 == 0
+    assert max(lengths) <= row_length
+    assert row_length % 8 == 0
     found = []
-    for batch in packed_batches(shared, 4, pad_token_id=0, seed=1, epoch=epoch):
-        assert batch["input_ids"].shape == (4, row_length)
+    for batch in packed_batches(shared, rows, pad_token_id=0, seed=1, epoch=epoch):
+        assert batch["input_ids"].shape == (rows, row_length)
         assert np.array_equal(batch["attention_mask"] > 0, batch["segment_ids"] > 0)
         assert np.array_equal(batch["labels"] >= 0, batch["example_ids"] >= 0)
         for row, place in np.argwhere(batch["example_ids"] >= 0):
@@ -72,6 +78,15 @@ def test_every_example_is_in_one_row_once_with_its_label_and_the_position_of_its
             found.append(example)
     assert sorted(found) == list(range(len(lengths)))
     assert max(len(row) for row in pack(shared.lengths, row_length, shared.most, seed=1)) <= shared.most
+
+
+@pytest.mark.parametrize("batch_size", [8, 32, 100, 1000])
+def test_an_update_has_about_as_many_texts_as_asked_for_and_hardly_any_padding(batch_size):
+    lengths = np.random.default_rng(0).gamma(4.0, 7.0, 20_000).astype(int).clip(4, 128)  # as sentences have them
+    shared = packed(examples_of(lengths), batch_size)
+    texts = len(lengths) / shared.packed_rows * shared.batch_rows
+    assert texts == pytest.approx(batch_size, rel=0.15)
+    assert lengths.sum() / (shared.packed_rows * shared.row_length) > 0.97
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -140,7 +155,7 @@ def arguments(tiny_bert, few_reviews):
     """A run in packed rows, but for its --output."""
     return [
         *("train", "--model", tiny_bert, "--train-file", few_reviews["train"], "--eval-file", few_reviews["eval"], "--packing"),
-        *("--epochs", 2, "--batch-size", 8, "--learning-rate", "1e-3", "--max-length", 64, "--log-every", 1, "--resume"),
+        *("--epochs", 3, "--batch-size", 16, "--learning-rate", "1e-3", "--max-length", 64, "--log-every", 1, "--resume"),
         *("--save-every", 2),
     ]
 
@@ -148,7 +163,7 @@ def arguments(tiny_bert, few_reviews):
 def test_a_run_sees_every_text_and_a_killed_one_ends_with_the_same_bytes(arguments, tmp_path):
     done = run_command(*arguments, "--output", tmp_path / "whole")
     assert done.returncode == 0, done.stderr
-    assert "texts a row of 64 tokens, 9" in done.stderr  # per cent full
+    assert re.search(r"Packed: \d\.\d texts a row of \d+ tokens, \d\d% full; 4 rows an update, about 1\d texts\.", done.stderr)
     status, stderr = interrupt(arguments, tmp_path / "cut", signal.SIGKILL, logged(tmp_path / "cut", 5))
     assert status == -signal.SIGKILL, stderr
     again = run_command(*arguments, "--output", tmp_path / "cut")
@@ -163,14 +178,14 @@ def test_one_length_is_one_program_and_frozen_layers_are_computed_in_every_step(
         tmp_path / "run",
         few_reviews["train"],
         max_length=64,
-        batch_size=8,
+        batch_size=32,
         method="partial",
         train_parameters="last:1,head",
         packing=True,
     )
     run = prepare(config, lambda line: None)
     made = [*run.data.task.batches(run.data.train, run.data.buckets, 8, pad_token_id=0, seed=0, labeled_rows=0)]
-    assert len(made) == run.data.steps_per_epoch(8) == run.steps // config.epochs
+    assert len(made) == run.data.steps_per_epoch(32) == run.steps // config.epochs
     assert len({tuple((name, value.shape) for name, value in batch.items()) for batch in made}) == 1
     (stage,) = run.stages
     assert stage.model.prefix_layers == 1 and not stage.prefix
@@ -182,6 +197,7 @@ def test_one_length_is_one_program_and_frozen_layers_are_computed_in_every_step(
         (("--method", "self-supervised"), "--packing: is for labels alone; leave it out, or take --method full or partial."),
         (("--task", "regression"), "--packing: is for --task classification; leave it out."),
         (("--task", "masked-lm"), "--packing: is for --task classification; leave it out."),
+        (("--batch-size", "8"), "2 packed rows, that cannot be split over 8 devices x 1 microbatches; take about 32."),
         (("--classifier", "mean"), "and its classifier, mean, read one text a row; take --classifier pooled or first-token."),
     ],
 )

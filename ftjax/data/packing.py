@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from ftjax.data.batches import MULTIPLE
 from ftjax.data.tokenize import Examples
 from ftjax.objectives import NO_LABEL
 
@@ -22,11 +23,13 @@ from ftjax.objectives import NO_LABEL
 class Packed(Examples):
     """Examples that share rows of `row_length` tokens. Of documents cut into pieces, `rows` says which one each is of.
 
-    most: how many may share a row; 0: any number, where labels are those of tokens.
+    most: how many may share a row; 0: any number, where labels are those of tokens. batch_rows: of every batch; 0: as many as
+    --batch-size says.
     """
 
     row_length: int = 0
     most: int = 0
+    batch_rows: int = 0
 
     @functools.cached_property
     def packed_rows(self) -> int:
@@ -34,14 +37,22 @@ class Packed(Examples):
         return len(pack(self.lengths, self.row_length, self.most, seed=None))
 
 
-def packed(examples: Examples, row_length: int) -> Packed:
-    """Examples whose labels are their own, to share rows of at least as many tokens as the longest has.
+FULL = 0.99  # of the tokens of packed rows are none of padding
 
+
+def packed(examples: Examples, batch_size: int) -> Packed:
+    """Examples whose labels are their own, to share rows, about `batch_size` of them a batch.
+
+    The shorter the rows the less attention costs: there are as many as can be long enough for any example, but a multiple of 8,
+    or 4, 2 or 1, which devices share evenly; and of a length that gives as many tokens as so many examples have on average.
     A row has room for twice as many as it has on average: short ones, which could fill rows by themselves, go with long ones.
     """
-    most = max(1, round(2 * row_length / examples.lengths.mean()))
+    mean, longest = float(examples.lengths.mean()), -(-int(examples.lengths.max()) // MULTIPLE) * MULTIPLE
+    most_rows = max(1, int(batch_size * mean / longest))
+    rows = most_rows // 8 * 8 or 2 ** (most_rows.bit_length() - 1)
+    length = max(longest, MULTIPLE * round(batch_size * mean / (FULL * rows * MULTIPLE)))
     values = {field.name: getattr(examples, field.name) for field in dataclasses.fields(examples)}
-    return Packed(**values, row_length=row_length, most=most)
+    return Packed(**values, row_length=length, most=max(1, round(2 * length / mean)), batch_rows=rows)
 
 
 def cut(length: int, most: int) -> list[tuple[int, int]]:
