@@ -200,8 +200,8 @@ class TrainConfig:
     export_format: Literal["huggingface", "adapter"] = "huggingface"
     """What --output/model is: a whole model with low-rank matrices merged, or with lora:R an adapter in PEFT's format."""
     packing: bool = False
-    """Let short texts share rows (--task classification, encoders): hardly any padding, and one length to compile. --batch-size
-    is then how many texts an update has on average."""
+    """Let short texts share rows, in tasks with classes, numbers or tags: hardly any padding, and one length to compile.
+    --batch-size is then how many texts an update has on average."""
     scan_layers: bool = False
     """Run a decoder's layers as one loop, compiled once: how long compiling takes does not depend on their number."""
     frozen_dropout: bool = False

@@ -21,7 +21,7 @@ from ftjax.data.tables import listed
 from ftjax.data.teacher import read_teacher
 from ftjax.data.tokenize import Examples, join, load_tokenizer
 from ftjax.errors import InputError
-from ftjax.models import Model, Params, build
+from ftjax.models import OF_TOKENS, Model, Params, build
 from ftjax.objective import Vocabulary, objective
 from ftjax.optimizer import carry_over, with_learning_rate
 from ftjax.parallel import Compiled, check_batch_size, parallel_step, pmap_step
@@ -139,7 +139,7 @@ def _prepare_data(config: TrainConfig, say: Say, buckets: tuple[int, ...], share
     task = task_class(config.task).starting(config, raw_config)
     task.suits(model_config, config.model)
     if config.packing and not task.packs:
-        raise InputError(f"--packing: is for --task {TASKS[0]}; leave it out.")
+        raise InputError(f"--packing: is for --task {', '.join(n for n in TASKS if task_class(n).packs)}; leave it out.")
     if part is None:
         train_rows = read_training_rows(config, task, None)
     else:
@@ -288,8 +288,8 @@ def prepare_model(config: TrainConfig, data: Data, layout: Layout) -> Pretrained
         from_scratch=config.from_scratch,
     )
     if config.packing and (kind := pretrained.classifier) not in (packs := pretrained.model.config.packs):
-        can = f"take --classifier {' or '.join(packs)}" if packs else "leave it out"
-        raise InputError(f"--packing: {config.model} and its classifier, {kind}, read one text a row; {can}.")
+        others = [name for name in packs if name not in OF_TOKENS]
+        raise InputError(f"--packing: {config.model}: the classifier {kind} reads one text a row; take {', '.join(others)}.")
     told = task.notes()
     if causal and pretrained.raw_config.get("pad_token_id") is None:  # transformers' classifiers find the last token by it
         told["pad_token_id"] = data.pad_token_id

@@ -102,11 +102,6 @@ def test_losses_and_loops_are_for_the_models_that_have_them(models, tiny_bert, f
         (models["gpt2"], mixed | {"self_supervised_loss": ("masked",)}, "masked: unknown"),
         (tiny_bert, mixed | {"self_supervised_loss": ("causal-lm",)}, "causal-lm.*an encoder .* take masked-lm"),
         (tiny_bert, {"scan_layers": True}, "is no decoder"),
-        (
-            models["gpt2"],
-            {"packing": True},
-            "--packing: .*gpt2.* and its classifier, last-token, read one text a row; leave it",
-        ),
     ):
         config = TrainConfig(str(model), tmp_path / "run", few_reviews["train"], max_length=64, **more)
         with pytest.raises(InputError, match=words):

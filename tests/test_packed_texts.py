@@ -4,23 +4,27 @@ import dataclasses
 import re
 import signal
 
+import decoders
 import families
 import jax
 import numpy as np
 import optax
 import pytest
-from conftest import fail, run_command, tiny_model
+from conftest import fail, random_params, run_command, tiny_config, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_generate import write_tokenizer
 from test_resume import content, interrupt, logged
 
 from ftjax.config import TrainConfig
 from ftjax.data.batches import make_batch
 from ftjax.data.packing import make_packed, pack, packed, packed_batches
 from ftjax.data.tokenize import Examples
-from ftjax.models import Lora, with_lora
+from ftjax.models import Lora, build, with_lora
 from ftjax.objectives import Term
 from ftjax.objectives.classification import Classification, class_logits
+from ftjax.objectives.multi_label import MultiLabel
+from ftjax.objectives.regression import Regression
 from ftjax.parallel import Compiled, parallel_step, pmap_step, replicate, split_batch
 from ftjax.partition import label
 from ftjax.prepare import prepare
@@ -31,14 +35,17 @@ from ftjax.step import create_state, train_step
 KINDS = [kind for kind in families.golden_shapes() if kind.endswith(families.HEADS[0]) and not kind.startswith("t5")]
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 SGD = optax.sgd(1.0)
+CLOZE = ("--classifier", "cloze", "--description", "fresh=good", "rotten=bad")
 
 
-def examples_of(lengths, *, vocab=64, types=2, seed=0):
-    """Random examples of these lengths, of two classes."""
-    rng = np.random.default_rng(seed)
+def examples_of(lengths, *, vocab=64, types=2, labels="class"):
+    """Random examples of these lengths with labels: one of two classes, a set of them, a number, or a class for each token."""
+    rng = np.random.default_rng(0)
     starts = np.concatenate([[0], np.cumsum(lengths)])
     tokens, kinds = (rng.integers(low, high, starts[-1]).astype(np.int32) for low, high in ((5, vocab), (0, types)))
-    return Examples(tokens, kinds, starts, rng.integers(0, 2, len(lengths)).astype(np.int32), truncated=0, empty=0)
+    shape = {"set": (len(lengths), 2), "tags": (starts[-1],)}.get(labels, (len(lengths),))
+    given = rng.standard_normal(shape, np.float32) if labels == "number" else rng.integers(0, 2, shape).astype(np.int32)
+    return Examples(tokens, kinds, starts, given, truncated=0, empty=0, per_token=labels == "tags")
 
 
 LENGTHS = [9, 3, 12, 5, 4, 4, 7, 2, 11, 6, 3, 8]
@@ -90,7 +97,7 @@ def test_an_update_has_about_as_many_texts_as_asked_for_and_hardly_any_padding(b
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("classifier", ["pooled", "first-token"])
+@pytest.mark.parametrize("classifier", ["pooled", "first-token", "mean"])
 def test_every_encoder_says_of_a_text_what_it_says_of_it_alone(kind, classifier, tmp_path):
     families.write_golden(tmp_path, kind)
     model_type = kind.split()[0]
@@ -100,16 +107,40 @@ def test_every_encoder_says_of_a_text_what_it_says_of_it_alone(kind, classifier,
     alone, shared = jax.jit(lambda params: tuple(class_logits(loaded.model, params, b, None) for b in (apart, together)))(
         loaded.params
     )
-    real = together["example_ids"] >= 0
-    order = np.argsort(together["example_ids"][real])
-    assert families.differ(np.asarray(shared)[real][order], np.asarray(alone)) <= 1e-5
+    assert families.differ(in_order(shared, together), np.asarray(alone)) <= 1e-5
 
 
-@pytest.mark.parametrize("classifier", ["pooled", "first-token"])
-def test_what_is_learnt_is_what_rows_of_their_own_give(classifier):
-    model, params = tiny_model(config=NO_DROPOUT, classifier=classifier)
-    terms = (Term("classification", 1.0, Classification(model)),)
-    apart, together = both()
+def in_order(outputs, batch):
+    """What is said of packed examples, in their order."""
+    real = batch["example_ids"] >= 0
+    return np.asarray(outputs)[real][np.argsort(batch["example_ids"][real])]
+
+
+@pytest.mark.parametrize("name", decoders.FAMILIES)
+def test_every_decoder_says_of_a_text_what_it_says_of_it_alone(name, tmp_path):
+    decoders.write_decoder(tmp_path, decoders.FAMILIES[name], labels=("no", "yes"), causal_lm=False)
+    loaded = load_pretrained(tmp_path)
+    apart, together = both(vocab=96)
+    alone, shared = jax.jit(lambda params: tuple(class_logits(loaded.model, params, b, None) for b in (apart, together)))(
+        loaded.params
+    )
+    np.testing.assert_allclose(in_order(shared, together), np.asarray(alone), rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("loss", "labels", "classifier"),
+    [
+        *((Classification, "class", kind) for kind in ("pooled", "first-token", "mean")),
+        (MultiLabel, "set", "pooled"),
+        (Regression, "number", "pooled"),
+        (Classification, "tags", "every-token"),
+    ],
+)
+def test_what_is_learnt_is_what_rows_of_their_own_give(loss, labels, classifier):
+    model = build(tiny_config(**NO_DROPOUT), num_labels=1 if labels == "number" else 2, classifier=classifier)
+    params = random_params(model)
+    terms = (Term("loss", 1.0, loss(model)),)
+    apart, together = both(labels=labels)
     state = create_state(params, label(params, "all", layers=2), terms, SGD)
     alone, shared = (jax.jit(train_step)(state, batch) for batch in (apart, together))
     for name, value in alone[0].trainable.items():
@@ -195,12 +226,31 @@ def test_one_length_is_one_program_and_frozen_layers_are_computed_in_every_step(
     ("more", "said"),
     [
         (("--method", "self-supervised"), "--packing: is for labels alone; leave it out, or take --method full or partial."),
-        (("--task", "regression"), "--packing: is for --task classification; leave it out."),
-        (("--task", "masked-lm"), "--packing: is for --task classification; leave it out."),
+        (
+            ("--task", "masked-lm"),
+            "--packing: is for --task classification, multi-label, regression, token-classification; leave it out.",
+        ),
         (("--batch-size", "8"), "2 packed rows, that cannot be split over 8 devices x 1 microbatches; take about 32."),
-        (("--classifier", "mean"), "and its classifier, mean, read one text a row; take --classifier pooled or first-token."),
+        (CLOZE, "the classifier cloze reads one text a row; take pooled, first-token, mean."),
     ],
 )
 def test_what_cannot_share_rows_is_refused(more, said, arguments, tmp_path, capsys):
     assert said in fail(capsys, *arguments, "--output", tmp_path / "run", *more)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_decoders_texts_and_the_tags_of_words_share_rows_too(few_reviews, tiny_bert, tmp_path):
+    decoders.write_decoder(tmp_path / "gpt2", decoders.FAMILIES["gpt2"])
+    write_tokenizer(tmp_path / "gpt2")
+    words = [f"{row} word{row}\tB-x O\n" for row in range(40)]
+    (tmp_path / "tags.tsv").write_text("tokens\ttags\n" + "".join(words))
+    for number, command in enumerate(
+        (
+            ("--model", tmp_path / "gpt2", "--train-file", few_reviews["train"]),
+            ("--model", tiny_bert, "--train-file", tmp_path / "tags.tsv", "--task", "token-classification"),
+        )
+    ):
+        output = tmp_path / f"run{number}"
+        done = run_command("train", *command, "--max-length", 64, "--epochs", 1, "--packing", "--output", output)
+        assert done.returncode == 0, done.stderr
+        assert "Packed: " in done.stderr

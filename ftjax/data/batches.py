@@ -127,11 +127,15 @@ def make_batch(examples: Examples, rows: np.ndarray, length: int, batch_size: in
     return batch
 
 
+def no_label(dtype: np.dtype) -> float:
+    """What stands where there is no label, among labels of a dtype."""
+    return np.nan if np.issubdtype(dtype, np.floating) else NO_LABEL
+
+
 def make_labels(examples: Examples, rows: np.ndarray, length: int, batch_size: int) -> np.ndarray:
     """The rows' labels, (batch_size, ...), or (batch_size, length) where tokens have them; none where there is no row."""
-    none = np.nan if np.issubdtype(examples.labels.dtype, np.floating) else NO_LABEL
     shape = (length,) if examples.per_token else examples.labels.shape[1:]
-    labels = np.full((batch_size, *shape), none, examples.labels.dtype)
+    labels = np.full((batch_size, *shape), no_label(examples.labels.dtype), examples.labels.dtype)
     if not examples.per_token:
         labels[: len(rows)] = examples.labels[rows]
         return labels

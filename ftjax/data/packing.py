@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from ftjax.data.batches import MULTIPLE
+from ftjax.data.batches import MULTIPLE, no_label
 from ftjax.data.tokenize import Examples
 from ftjax.objectives import NO_LABEL
 
@@ -23,7 +23,7 @@ from ftjax.objectives import NO_LABEL
 class Packed(Examples):
     """Examples that share rows of `row_length` tokens. Of documents cut into pieces, `rows` says which one each is of.
 
-    most: how many may share a row; 0: any number, where labels are those of tokens. batch_rows: of every batch; 0: as many as
+    most: how many may share a row; 0: any number, and none has a number in a batch. batch_rows: of every batch; 0: as many as
     --batch-size says.
     """
 
@@ -41,7 +41,7 @@ FULL = 0.99  # of the tokens of packed rows are none of padding
 
 
 def packed(examples: Examples, batch_size: int) -> Packed:
-    """Examples whose labels are their own, to share rows, about `batch_size` of them a batch.
+    """Examples to share rows, about `batch_size` of them a batch.
 
     The shorter the rows the less attention costs: there are as many as can be long enough for any example, but a multiple of 8,
     or 4, 2 or 1, which devices share evenly; and of a length that gives as many tokens as so many examples have on average.
@@ -123,13 +123,14 @@ def make_packed(
     """Packed rows as an `ftjax.objectives.Batch` of shape (batch_size, row_length), filled up at the bottom.
 
     Besides what `ftjax.data.batches.make_batch` gives: `segment_ids`, 1, 2, ... for the examples of a row and 0 for padding.
-    Where each has a label of its own, `labels` and `example_ids` are (batch_size, most), and so are `reads`, the positions of
-    their first tokens. first: the number of the first row, which dropout knows it by where tokens have the labels.
+    `example_ids` are (batch_size, most); where each example has a label of its own so are `labels`, and there are `reads`, the
+    positions of their first tokens. Of documents it is rows that have numbers, (batch_size,). first: that of the first row.
     """
-    tokens = (batch_size, examples.row_length)
-    each = tokens if examples.per_token else (batch_size, examples.most)
+    tokens, each = (batch_size, examples.row_length), (batch_size, examples.most)
     ids, types, segments = np.full(tokens, pad_token_id, np.int32), np.zeros(tokens, np.int32), np.zeros(tokens, np.int32)
-    labels, reads, numbers = np.full(each, NO_LABEL, np.int32), np.zeros(each, np.int32), np.full(each, -1, np.int32)
+    reads, numbers = np.zeros(each, np.int32), np.full(each, -1, np.int32)
+    dtype, shape = examples.labels.dtype, tokens if examples.per_token else (*each, *examples.labels.shape[1:])
+    labels = np.full(shape, no_label(dtype), dtype)
     for i, row in enumerate(rows):
         at = 0
         for place, example in enumerate(row):
@@ -140,19 +141,22 @@ def make_packed(
             if examples.per_token:
                 labels[i, here] = examples.labels[start:end]
             else:
-                labels[i, place], reads[i, place], numbers[i, place] = examples.labels[example], at, example
+                labels[i, place], reads[i, place] = examples.labels[example], at
+            if examples.most:
+                numbers[i, place] = example
             at += end - start
-    batch = {
+    if not examples.most:
+        numbers = np.arange(first, first + batch_size, dtype=np.int32)
+        numbers[len(rows) :] = -1
+    return {
         "input_ids": ids,
         "attention_mask": (segments > 0).astype(np.int32),
         "token_type_ids": types,
         "labels": labels,
+        "example_ids": numbers,
         "segment_ids": segments,
+        **({} if examples.per_token else {"reads": reads}),
     }
-    if not examples.per_token:
-        return batch | {"example_ids": numbers, "reads": reads}
-    rows_here = np.arange(first, first + batch_size, dtype=np.int32)
-    return batch | {"example_ids": np.where(rows_here < first + len(rows), rows_here, np.int32(-1))}
 
 
 def packed_batches(

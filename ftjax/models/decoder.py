@@ -28,6 +28,7 @@ from ftjax.models.layers import (
     matmul,
     positions_at,
     residual,
+    segment_masks,
     segment_positions,
 )
 from ftjax.models.names import NameTable
@@ -81,6 +82,7 @@ class DecoderConfig(Config):
     """The numbers of a decoder. layer_kinds: one a layer, or () for the family's own; see `kinds`."""
 
     parts: ClassVar[tuple[str, ...]] = ("decoder",)
+    packs: ClassVar[tuple[Classifier, ...]] = ("last-token",)
     classifiers: ClassVar[tuple[Classifier, ...]] = ("last-token", "cloze")
     causal: ClassVar[bool] = True
     has_masked_lm: ClassVar[bool] = False
@@ -230,11 +232,6 @@ def causal(first: jax.Array | int, length: int, mask: jax.Array, window: int | N
     return seen[None] & (mask[:, None, :] > 0)
 
 
-def at(x: jax.Array, index: jax.Array) -> jax.Array:
-    """x (batch, length, ...) at one position a row, (batch,): (batch, 1, ...)."""
-    return positions_at(x, index[:, None])
-
-
 def softcap(x: jax.Array, cap: float | None) -> jax.Array:
     """cap · tanh(x / cap): x, kept within ±cap; None: x as it is."""
     return x if cap is None else cap * jnp.tanh(x / cap)
@@ -266,7 +263,7 @@ class DecoderEmbeddings(nnx.Module):
 class DecoderAttention(nnx.Module):
     """Causal self-attention with grouped queries (Ainslie et al., 2023): (batch, length, hidden) to the same shape.
 
-    read: int32 (batch,): the output of that position alone, (batch, 1, hidden).
+    read: int32 (batch, n): the output of these positions alone, (batch, n, hidden).
     memory: new keys and values are put into it, and all that is in it is looked at.
     fused: computes the mixed values from query, key and value in one kernel; taken with neither read, memory nor dropout.
     Comes with the keys and values.
@@ -295,7 +292,7 @@ class DecoderAttention(nnx.Module):
         fused: Fused | None = None,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         rotation, visible = context
-        asking = hidden if read is None else at(hidden, read)
+        asking = hidden if read is None else positions_at(hidden, read)
         query, key, value = (
             y.reshape(*y.shape[:2], -1, self.size)
             for y in (self.query(asking, seeds), self.key(hidden, seeds), self.value(hidden, seeds))
@@ -306,10 +303,10 @@ class DecoderAttention(nnx.Module):
             mixed = fused(query, key, value.astype(self.dtype), rotation, scale=self.scale)
             return self.output(mixed.reshape(*mixed.shape[:2], -1), seeds), (key, value)
         if rotation is not None:
-            query = rotate(query, rotation if read is None else tuple(at(part, read) for part in rotation))
+            query = rotate(query, rotation if read is None else tuple(positions_at(part, read) for part in rotation))
             key = rotate(key, rotation)
         if read is not None:
-            visible = at(visible, read)
+            visible = positions_at(visible, read)
         key, value = key.astype(self.dtype), value.astype(self.dtype)
         if memory is not None:
             where = (0, memory.slot, 0, 0)
@@ -372,7 +369,7 @@ class DecoderLayer(nnx.Module):
         attended, new = self.attention(self.attention_norm(hidden), context, weights, read=read, memory=memory, fused=fused)
         if self.attention_output_norm is not None:
             attended = self.attention_output_norm(attended)
-        before = hidden if read is None else at(hidden, read)
+        before = hidden if read is None else positions_at(hidden, read)
         hidden = residual(before, dropout(attended, self.dropout_rate, after_attention))
         made = self.mlp(self.mlp_norm(hidden), after_mlp)
         if self.mlp_output_norm is not None:
@@ -402,7 +399,8 @@ class Decoder(nnx.Module):
         mask = batch["attention_mask"] if segments is None else segments
         length = mask.shape[1]
         together = True if segments is None else segments[:, :, None] == segments[:, None, :]
-        read = jnp.where(mask > 0, jnp.arange(length, dtype=jnp.int32), 0).max(-1)
+        here = mask[:, None] > 0 if "reads" not in batch else segment_masks(mask, batch["reads"].shape[1])
+        read = jnp.where(here, jnp.arange(length, dtype=jnp.int32), 0).max(-1)
         return Context(
             self._kinds(token_positions(batch), lambda window: causal(0, length, mask, window) & together), read, mask
         )

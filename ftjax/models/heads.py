@@ -12,8 +12,8 @@ import numpy as np
 from flax import nnx
 
 from ftjax.models.body import OF_TOKENS, Body, Classifier, Cloze, Config
-from ftjax.models.decoder import Decoder, NextTokenHead, at
-from ftjax.models.layers import ACTIVATIONS, ATTENTION, DENSE, Dense, LayerNorm, dot, mean_pool
+from ftjax.models.decoder import Decoder, NextTokenHead
+from ftjax.models.layers import ACTIVATIONS, ATTENTION, DENSE, Dense, LayerNorm, dot, mean_pool, positions_at, segment_masks
 from ftjax.random import dropout, fold_in
 from ftjax.stacked import Stacks
 from ftjax.zero import all_but_gathered
@@ -53,9 +53,9 @@ class MaskedLMHead(nnx.Module):
         return logits + jnp.broadcast_to(bias.astype(logits.dtype), logits.shape)
 
 
-def average(hidden: jax.Array, attention_mask: jax.Array) -> jax.Array:
-    """Mean over the tokens with mask 1, scaled to the length √hidden: float32 (batch, length, hidden) to (batch, hidden)."""
-    mean = mean_pool(hidden, attention_mask)
+def average(hidden: jax.Array, masks: jax.Array) -> jax.Array:
+    """Means over the tokens of masks (batch, n, length), scaled to the length √hidden: float32 (batch, n, hidden)."""
+    mean = jax.vmap(mean_pool, in_axes=(None, 1), out_axes=1)(hidden, masks)
     return mean * jax.lax.rsqrt(jnp.maximum((mean * mean).mean(-1, keepdims=True), 1e-12))
 
 
@@ -147,15 +147,20 @@ class TextModel(nnx.Module):
                 assert isinstance(body, Decoder)
                 states.append(body.scan(run, states[-1], context, by_stage[number + 1], self.remembered))
                 if single and run.stop == layers:
-                    states[-1] = at(states[-1], context.read)
+                    states[-1] = positions_at(states[-1], context.read)
             else:
                 layer = functools.partial(body.layer, number, readout=single and number == layers - 1)
                 states.append(self.remembered(layer)(states[-1], context, by_stage[number + 1]))
             number = run.stop
         if readout and self.averaged and start < stop == layers:
-            states[-1] = average(states[-1], batch["attention_mask"])[:, None]
+            of = (
+                segment_masks(batch["segment_ids"], batch["reads"].shape[1])
+                if "reads" in batch
+                else batch["attention_mask"][:, None]
+            )
+            states[-1] = average(states[-1], of)
         if readout and self.cloze is not None and not self.reads_one and start < stop == layers:
-            states[-1] = at(states[-1], gap(self.cloze, batch["attention_mask"]))
+            states[-1] = positions_at(states[-1], gap(self.cloze, batch["attention_mask"])[:, None])
         if whole:
             states[-1] = body.finish(states[-1])
         return [*states[:-1], states[-1].astype(jnp.float32)]

@@ -388,6 +388,11 @@ def segment_positions(segment_ids: jax.Array) -> jax.Array:
     return index - jax.lax.cummax(jnp.where(segment_ids != before, index, 0), axis=1)
 
 
+def segment_masks(segment_ids: jax.Array, number: int) -> jax.Array:
+    """Of (batch, length) which positions are of each of the first segments, bool (batch, number, length)."""
+    return segment_ids[:, None, :] == jnp.arange(1, number + 1, dtype=jnp.int32)[None, :, None]
+
+
 def positions_at(x: jax.Array, positions: jax.Array) -> jax.Array:
     """x (batch, length, ...) at some positions of each row, (batch, n): (batch, n, ...)."""
     return jnp.take_along_axis(x, positions.reshape(*positions.shape, *(1,) * (x.ndim - 2)), axis=1)

@@ -36,7 +36,7 @@ from ftjax.random import dropout, fold_in
 class PostNormConfig(Config):
     """What the architectures have in common."""
 
-    packs: ClassVar[tuple[Classifier, ...]] = ("pooled", "first-token")
+    packs: ClassVar[tuple[Classifier, ...]] = ("pooled", "first-token", "mean", "every-token")
     dropout_fields: ClassVar[tuple[str, ...]] = ("hidden_dropout_prob", "attention_probs_dropout_prob")
     attention_output_dropout: ClassVar[bool] = True
     """Whether there is dropout between the attention and its residual."""

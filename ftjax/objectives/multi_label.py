@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ftjax.models import Model, Params
-from ftjax.objectives import Average, Batch, has_label
+from ftjax.objectives import Average, Batch
 from ftjax.objectives.classification import class_logits
 
 
@@ -31,7 +31,7 @@ class MultiLabel:
 
     def __call__(self, params: Params, batch: Batch, seeds: jax.Array | None) -> tuple[Average, dict[str, Average]]:
         logits, labels = class_logits(self.model, params, batch, seeds), batch["labels"]
-        weights = has_label(labels).astype(jnp.float32)
+        weights = (labels >= 0).any(-1).astype(jnp.float32)
         losses = weights * binary_cross_entropy(logits, jnp.maximum(labels, 0)).mean(-1)
         right = weights * ((logits > 0) == (labels > 0)).astype(jnp.float32).mean(-1)
         return (losses.sum(), weights.sum()), {"accuracy": (right.sum(), weights.sum())}

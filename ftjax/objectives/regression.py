@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ftjax.models import Model, Params
-from ftjax.objectives import Average, Batch, has_label
+from ftjax.objectives import Average, Batch
 from ftjax.objectives.classification import class_logits
 
 
@@ -22,7 +22,7 @@ class Regression:
     model: Model
 
     def __call__(self, params: Params, batch: Batch, seeds: jax.Array | None) -> tuple[Average, dict[str, Average]]:
-        found, labels = class_logits(self.model, params, batch, seeds)[:, 0], batch["labels"]
-        known = has_label(labels)
+        found, labels = class_logits(self.model, params, batch, seeds)[..., 0], batch["labels"]
+        known = ~jnp.isnan(labels)
         errors = jnp.where(known, found - jnp.where(known, labels, 0.0), 0.0)
         return ((errors * errors).sum(), known.astype(jnp.float32).sum()), {}

@@ -46,6 +46,7 @@ class MultiLabelClassification(Task):
     }
     reader: ClassVar[Reader] = Reader(label=read_names)
     problem_type: ClassVar[str | None] = "multi_label_classification"
+    packs: ClassVar[bool] = True
 
     @classmethod
     def trained(cls, raw_config: dict[str, Any]) -> bool:

@@ -64,6 +64,7 @@ class TextRegression(Task):
     reader: ClassVar[Reader] = Reader(label=read_number)
     num_labels: ClassVar[int | None] = 1
     problem_type: ClassVar[str | None] = "regression"
+    packs: ClassVar[bool] = True
 
     @classmethod
     def trained(cls, raw_config: dict[str, Any]) -> bool:

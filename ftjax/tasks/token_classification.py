@@ -111,6 +111,7 @@ class TokenClassification(Task):
     }
     reader: ClassVar[Reader] = Reader("tokens", None, "tags", load_sentences, read_words, read_tags)
     classifier: ClassVar[Classifier | None] = "every-token"
+    packs: ClassVar[bool] = True
 
     @classmethod
     def of(cls, settings: Any) -> Self:
