@@ -314,6 +314,8 @@ class TrainConfig:
                 raise InputError(f"{flag(name)} {value}: must be 0 or a positive number.")
         if self.packing and self.method == "self-supervised":
             raise InputError("--packing: is for labels alone; leave it out, or take --method full or partial.")
+        if self.packing and self.classifier == "cloze":
+            raise InputError("--packing: a cloze reads one text a row; leave it out, or take another --classifier.")
         if self.classifier == "cloze":
             if self.task != TASKS[0]:
                 raise InputError(f"--classifier cloze: is for --task {TASKS[0]}, not {self.task}.")

@@ -288,8 +288,8 @@ def prepare_model(config: TrainConfig, data: Data, layout: Layout) -> Pretrained
         from_scratch=config.from_scratch,
     )
     if config.packing and (kind := pretrained.classifier) not in (packs := pretrained.model.config.packs):
-        others = [name for name in packs if name not in OF_TOKENS]
-        raise InputError(f"--packing: {config.model}: the classifier {kind} reads one text a row; take {', '.join(others)}.")
+        others = " or ".join(name for name in packs if name not in OF_TOKENS)
+        raise InputError(f"--packing: the {kind} of {config.model} reads one text a row; take --classifier {others}.")
     told = task.notes()
     if causal and pretrained.raw_config.get("pad_token_id") is None:  # transformers' classifiers find the last token by it
         told["pad_token_id"] = data.pad_token_id

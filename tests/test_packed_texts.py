@@ -231,7 +231,7 @@ def test_one_length_is_one_program_and_frozen_layers_are_computed_in_every_step(
             "--packing: is for --task classification, multi-label, regression, token-classification; leave it out.",
         ),
         (("--batch-size", "8"), "2 packed rows, that cannot be split over 8 devices x 1 microbatches; take about 32."),
-        (CLOZE, "the classifier cloze reads one text a row; take pooled, first-token, mean."),
+        (CLOZE, "--packing: a cloze reads one text a row; leave it out, or take another --classifier."),
     ],
 )
 def test_what_cannot_share_rows_is_refused(more, said, arguments, tmp_path, capsys):

@@ -24,8 +24,8 @@ Batch = dict[str, jax.Array]
 -100 where there is none, or float32 (batch, ...), NaN where there is none; example_ids: int32 (batch,), which example of the
 data set a row is (-1: a row that only fills the batch).
 Where examples share rows (see `ftjax.data.packing`): `segment_ids`, int32 (batch, length), 1, 2, ... for the examples of a row
-and 0 for padding; and where each has a label of its own, `labels` are (batch, examples, ...), `example_ids` int32 (batch,
-examples), and so are `reads`, the positions of their first tokens.
+and 0 for padding; `example_ids`, int32 (batch, examples), but (batch,) where documents are to be continued; and unless tokens
+have the labels, `labels`, (batch, examples, ...), and `reads`, int32 (batch, examples), where the examples begin.
 `prefix`, float32 (batch, length or 1, hidden), takes the place of the tokens where the output of the model's frozen layers
 is known already (see `ftjax.prefix`). `teacher_scores`, float32 (batch, classes): probabilities that another model gives."""
 
