@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +16,7 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from ftjax.config import CLASS_LOSSES, LABEL_LOSSES, TrainConfig
 from ftjax.data.batches import choose_buckets
 from ftjax.data.files import Rows
-from ftjax.data.packing import Packed, packed
+from ftjax.data.packing import Packed, packed, rows_for
 from ftjax.data.parts import Part
 from ftjax.data.tables import listed
 from ftjax.data.teacher import read_teacher
@@ -441,9 +442,11 @@ def pack_rows(config: TrainConfig, examples: Examples, layout: Layout, say: Say)
     train = packed(examples, config.batch_size)
     rows, unit = train.batch_rows, layout.row_shards * config.gradient_accumulation
     if rows % unit:
+        larger = itertools.count(config.batch_size + unit, unit)  # a batch to score is cut as evenly
+        other = next(size for size in larger if rows_for(examples.lengths, size)[0] % unit == 0)
         raise InputError(
             f"--packing: --batch-size {config.batch_size} is {rows} packed rows, that cannot be split over {layout.row_shards} "
-            f"devices x {config.gradient_accumulation} microbatches; take about {-(-config.batch_size * unit // rows)}."
+            f"devices x {config.gradient_accumulation} microbatches; take {other}."
         )
     full = len(train.tokens) / (train.packed_rows * train.row_length)
     say(
@@ -483,6 +486,9 @@ def assemble(config: TrainConfig, data: Data, pretrained: Pretrained, layout: La
         say(f"{kind} of rank {lora.rank}, scale {lora.scale:g}, beside {len(lora.modules)} kernels.")
     if in_4bit := pretrained.model.in_4bit:
         say(f"{len(in_4bit)} frozen kernels are kept in 4 bits.")
+    if config.packing and (frozen := stages[0].model.prefix_layers):
+        layers = f"The first {frozen} of {pretrained.model.config.num_hidden_layers} layers are frozen, without dropout"
+        say(f"{layers}; their output is computed in every step (rows are packed).")
     for stage in stages:
         when = f"From step {stage.from_step} on: t" if stage.from_step else "T"
         say(f"{when}raining {memory(stage.model, stage.labels, stage.optimizer).line(stage.spec)}")

@@ -40,19 +40,28 @@ class Packed(Examples):
 FULL = 0.99  # of the tokens of packed rows are none of padding
 
 
+def rows_for(lengths: np.ndarray, batch_size: int) -> tuple[int, int]:
+    """(rows of a batch, their length) so that about `batch_size` examples of these lengths share them.
+
+    The shorter the rows, the less attention costs: there are as many as can be long enough for any example, but a multiple of
+    4, or of 8 from 16 on, which devices share evenly; and of a length that gives as many tokens as so many examples
+    have on average.
+    """
+    mean, longest = float(lengths.mean()), -(-int(lengths.max()) // MULTIPLE) * MULTIPLE
+    most = max(1, int(batch_size * mean / longest))
+    rows = most // (unit := 1 if most < 4 else 4 if most < 16 else 8) * unit
+    return rows, max(longest, MULTIPLE * round(batch_size * mean / (FULL * rows * MULTIPLE)))
+
+
 def packed(examples: Examples, batch_size: int) -> Packed:
     """Examples to share rows, about `batch_size` of them a batch.
 
-    The shorter the rows the less attention costs: there are as many as can be long enough for any example, but a multiple of 8,
-    or 4, 2 or 1, which devices share evenly; and of a length that gives as many tokens as so many examples have on average.
     A row has room for twice as many as it has on average: short ones, which could fill rows by themselves, go with long ones.
     """
-    mean, longest = float(examples.lengths.mean()), -(-int(examples.lengths.max()) // MULTIPLE) * MULTIPLE
-    most_rows = max(1, int(batch_size * mean / longest))
-    rows = most_rows // 8 * 8 or 2 ** (most_rows.bit_length() - 1)
-    length = max(longest, MULTIPLE * round(batch_size * mean / (FULL * rows * MULTIPLE)))
+    rows, length = rows_for(examples.lengths, batch_size)
+    most = max(1, round(2 * length / examples.lengths.mean()))
     values = {field.name: getattr(examples, field.name) for field in dataclasses.fields(examples)}
-    return Packed(**values, row_length=length, most=max(1, round(2 * length / mean)), batch_rows=rows)
+    return Packed(**values, row_length=length, most=most, batch_rows=rows).knowing(examples.labeled)
 
 
 def cut(length: int, most: int) -> list[tuple[int, int]]:
