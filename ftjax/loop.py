@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 
 import ftjax
-from ftjax import digest, machine, processes, rundir, shares
+from ftjax import digest, launch, machine, processes, rundir, shares
 from ftjax.card import write_card
 from ftjax.checkpoint import Checkpoints, damage, set_damaged_aside
 from ftjax.config import TrainConfig
@@ -374,6 +374,8 @@ class Session:
                 self.running.append((self.step, self.rows_in(batch), metrics))
                 compiling = self.compile_seconds - compiling
                 seconds["compile"] += compiling
+                if compiling:
+                    self.after_compiling()
                 at_end = self.step == (epoch + 1) * per_epoch
                 stopping = self.stopping()
                 saving = stopping or (config.save_every and self.step % config.save_every == 0)
@@ -398,6 +400,8 @@ class Session:
         value = self.evaluate(epoch + 1)
         compiling = self.compile_seconds - compiling
         seconds["compile"] += compiling
+        if compiling:
+            self.after_compiling()
         seconds["eval"] += clock.lap() - compiling
         self.save(value)
         seconds["save"] += clock.lap()
@@ -409,6 +413,12 @@ class Session:
         """How many examples train in a step; of several processes, as if the others' rows were as full as this one's."""
         rows = batch["example_ids"]
         return int((rows >= 0).sum()) * self.train_rows // len(rows)
+
+    def after_compiling(self) -> None:
+        """Have the heap as it was before, where steps run in it."""
+        if jax.default_backend() == "cpu":
+            jax.block_until_ready(self.state.step)
+            launch.set_fragments_aside()
 
     def tokens_in(self, batch: dict[str, Any]) -> int:
         """How many tokens train in a step, padding left out."""

@@ -20,6 +20,7 @@ from ftjax.config import TrainConfig
 from ftjax.data.batches import make_batch
 from ftjax.data.packing import make_packed, pack, packed, packed_batches
 from ftjax.data.tokenize import Examples, Pieces
+from ftjax.errors import InputError
 from ftjax.models import Lora, build, with_lora
 from ftjax.objectives import Term
 from ftjax.objectives.classification import Classification, class_logits
@@ -232,7 +233,11 @@ def test_one_length_is_one_program_and_frozen_layers_are_computed_in_every_step(
     assert (
         "The first 1 of 2 layers are frozen, without dropout; their output is computed in every step (rows are packed)." in said
     )
-    made = [*run.data.task.batches(run.data.train, run.data.buckets, 8, pad_token_id=0, seed=0, labeled_rows=0)]
+    made = [
+        *run.data.task.batches(
+            run.data.train, run.data.buckets, run.data.train_rows(40), pad_token_id=0, seed=0, labeled_rows=0
+        )
+    ]
     assert len(made) == run.data.steps_per_epoch(40) == run.steps // config.epochs
     assert len({tuple((name, value.shape) for name, value in batch.items()) for batch in made}) == 1
     (stage,) = run.stages
@@ -247,13 +252,20 @@ def test_one_length_is_one_program_and_frozen_layers_are_computed_in_every_step(
             ("--task", "masked-lm"),
             "--packing: is for --task classification, multi-label, regression, token-classification; leave it out.",
         ),
-        (("--batch-size", "8"), "3 packed rows, that cannot be split over 8 devices x 1 microbatches; take 40."),
         (CLOZE, "--packing: a cloze reads one text a row; leave it out, or take another --classifier."),
     ],
 )
 def test_what_cannot_share_rows_is_refused(more, said, arguments, tmp_path, capsys):
     assert said in fail(capsys, *arguments, "--output", tmp_path / "run", *more)
     assert not (tmp_path / "run").exists()
+
+
+def test_rows_that_devices_cannot_share_are_refused_and_the_size_that_is_named_will_do(tiny_bert, few_reviews, tmp_path):
+    config = TrainConfig(str(tiny_bert), tmp_path / "run", few_reviews["train"], max_length=64, batch_size=8, packing=True)
+    with pytest.raises(InputError, match="packed rows, that cannot be split over 8 devices x 1 microbatches; take") as refused:
+        prepare(config, lambda line: None)
+    other = int(str(refused.value).rstrip(".").split()[-1])
+    assert prepare(dataclasses.replace(config, batch_size=other), lambda line: None).data.train_rows(other) % 8 == 0
 
 
 def test_a_decoders_texts_and_the_tags_of_words_share_rows_too(few_reviews, tiny_bert, tmp_path):
