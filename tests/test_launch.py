@@ -20,7 +20,7 @@ for piece in (large, *pieces[::2]):
 freed = {*pieces[::2]}
 kept = c.malloc(3000)
 launch.set_fragments_aside()
-print(kept in freed, any(c.malloc(3000 + 16 * i) in freed for i in range(500)), large <= c.malloc(2**25) < large + 2**26)
+print(kept in freed, any(c.malloc(3000 + 16 * i) in freed for i in range(500)), large <= c.malloc(2**24) < large + 2**26)
 """
 
 
