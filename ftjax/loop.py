@@ -30,6 +30,7 @@ from ftjax.card import write_card
 from ftjax.checkpoint import Checkpoints, damage, set_damaged_aside
 from ftjax.config import TrainConfig
 from ftjax.data.files import Rows
+from ftjax.data.packing import Packed
 from ftjax.data.prefetch import prefetch
 from ftjax.data.tokenize import Examples
 from ftjax.errors import InputError, Stopped
@@ -374,8 +375,8 @@ class Session:
                 self.running.append((self.step, self.rows_in(batch), metrics))
                 compiling = self.compile_seconds - compiling
                 seconds["compile"] += compiling
-                if compiling:
-                    self.after_compiling()
+                if compiling and self.one_length:
+                    self.tidy_heap()
                 at_end = self.step == (epoch + 1) * per_epoch
                 stopping = self.stopping()
                 saving = stopping or (config.save_every and self.step % config.save_every == 0)
@@ -400,8 +401,6 @@ class Session:
         value = self.evaluate(epoch + 1)
         compiling = self.compile_seconds - compiling
         seconds["compile"] += compiling
-        if compiling:
-            self.after_compiling()
         seconds["eval"] += clock.lap() - compiling
         self.save(value)
         seconds["save"] += clock.lap()
@@ -414,8 +413,13 @@ class Session:
         rows = batch["example_ids"]
         return int((rows >= 0).sum()) * self.train_rows // len(rows)
 
-    def after_compiling(self) -> None:
-        """Have the heap as it was before, where steps run in it."""
+    @property
+    def one_length(self) -> bool:
+        """Whether all training rows have the same length, so that there is one step to compile."""
+        return isinstance(self.run.data.train, Packed) or len(self.run.data.buckets) == 1
+
+    def tidy_heap(self) -> None:
+        """Have the heap as it was before compiling, where steps run in it."""
         if jax.default_backend() == "cpu":
             jax.block_until_ready(self.state.step)
             launch.set_fragments_aside()

@@ -131,7 +131,8 @@ class Trainer:
         metrics = self.start(batch)
         jax.block_until_ready((self.state, metrics))
         seconds = time.perf_counter() - start
-        if self.program.seconds > compiling and jax.default_backend() == "cpu":
+        first = self.program.seconds > compiling and len(self.program.programs) == 1
+        if first and jax.default_backend() == "cpu":
             launch.set_fragments_aside()  # as training does
         return seconds
 
