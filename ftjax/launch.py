@@ -55,8 +55,8 @@ def set_fragments_aside() -> None:
 
     A compiler leaves tens of thousands of them, of all sizes, and whatever a step asks for is then sought among them, by one
     thread at a time: a step of MiniLM took 9 % longer than in a process that had found its programs compiled. To be called
-    while no step runs, and once: steps of other lengths, compiled later, would find nothing to use again (5.2 instead of 3.3 GB with
-    six lengths of MiniLM; with one 2.0 to 2.4 GB either way).
+    while no step runs, and once: steps of other lengths, compiled later, would find nothing to use again (5.2 instead of 3.3 GB
+    with six lengths of MiniLM; with one 2.0 to 2.4 GB either way).
     """
     if os.environ.get(VARIABLE) != TUNABLES:
         return
