@@ -376,7 +376,7 @@ class Session:
                 compiling = self.compile_seconds - compiling
                 seconds["compile"] += compiling
                 if compiling and self.one_length:
-                    self.tidy_heap()
+                    self.set_fragments_aside()
                 at_end = self.step == (epoch + 1) * per_epoch
                 stopping = self.stopping()
                 saving = stopping or (config.save_every and self.step % config.save_every == 0)
@@ -418,8 +418,8 @@ class Session:
         """Whether all training rows have the same length, so that there is one step to compile."""
         return isinstance(self.run.data.train, Packed) or len(self.run.data.buckets) == 1
 
-    def tidy_heap(self) -> None:
-        """Have the heap as it was before compiling, where steps run in it."""
+    def set_fragments_aside(self) -> None:
+        """What compiling has left in the heap, where steps run in it."""
         if jax.default_backend() == "cpu":
             jax.block_until_ready(self.state.step)
             launch.set_fragments_aside()
