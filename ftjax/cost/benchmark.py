@@ -25,7 +25,7 @@ from ftjax.cost.flops import FORMULA, model_flops, program_flops
 from ftjax.data.batches import batches, make_batch
 from ftjax.data.prefetch import prefetch
 from ftjax.errors import InputError
-from ftjax.models.layers import dot
+from ftjax.models.dots import dot
 from ftjax.models.shapes import SHAPES
 from ftjax.partition import labels_of
 from ftjax.prefix import attached

@@ -18,14 +18,13 @@ from flax import nnx
 from ftjax.errors import InputError, did_you_mean
 from ftjax.models import splash
 from ftjax.models.body import Classifier, Config
+from ftjax.models.dots import dot, matmul
 from ftjax.models.layers import (
     ACTIVATIONS,
     Dense,
     Embedding,
     LayerNorm,
     RMSNorm,
-    dot,
-    matmul,
     positions_at,
     residual,
     segment_masks,

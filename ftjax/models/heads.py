@@ -13,7 +13,8 @@ from flax import nnx
 
 from ftjax.models.body import OF_TOKENS, Body, Classifier, Cloze, Config
 from ftjax.models.decoder import Decoder, NextTokenHead
-from ftjax.models.layers import ACTIVATIONS, ATTENTION, DENSE, Dense, LayerNorm, dot, mean_pool, positions_at, segment_masks
+from ftjax.models.dots import dot
+from ftjax.models.layers import ACTIVATIONS, ATTENTION, DENSE, Dense, LayerNorm, mean_pool, positions_at, segment_masks
 from ftjax.random import dropout, fold_in
 from ftjax.stacked import Stacks
 from ftjax.zero import all_but_gathered

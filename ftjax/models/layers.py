@@ -6,10 +6,8 @@ Modules declare parameters of the right shape and hold nothing else; values come
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from ftjax import zero
 from ftjax.models import nf4
+from ftjax.models.dots import dot, matmul, matmul_4bit, products, weighted
 from ftjax.random import dropout, fold_in
 
 DENSE, ATTENTION = "dense", "attention"
@@ -56,85 +55,6 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "tanh": jnp.tanh,
 }
 """The activation functions by the names that Hugging Face configs use."""
-
-
-def dot(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """`einsum` with both operands in the compute `dtype` and a float32 result: products are summed in float32.
-
-    float32 asks for the highest precision, because a TPU would otherwise round float32 operands to bfloat16.
-    """
-    precision = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
-    a, b = a.astype(dtype), b.astype(dtype)
-    return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32, precision=precision)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def matmul(x: jax.Array, kernel: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """x (..., features_in) @ kernel (features_in, features_out) as `dot` does it, to float32 (..., features_out).
-
-    The backward pass is spelled out: its dots, too, have operands in the compute dtype (a cotangent arrives in float32
-    and would drag them along), and a form that the CPU's compiler has a fast path for.
-    """
-    return dot("...i,io->...o", x, kernel, dtype)
-
-
-def _matmul_forward(x: jax.Array, kernel: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    like = (jnp.zeros((0,), x.dtype), jnp.zeros((0,), kernel.dtype))
-    return matmul(x, kernel, dtype), (x.astype(dtype), kernel, *like)  # the kernel as it is: a copy would stay until then
-
-
-def _matmul_backward(dtype: jnp.dtype, saved: tuple[jax.Array, ...], g: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, kernel, x_like, kernel_like = saved
-    rows, g = x.reshape(-1, x.shape[-1]), g.astype(dtype).reshape(-1, g.shape[-1])
-    dx = dot("io,mo->im", kernel, g, dtype).T  # twice as fast on the CPU as "mo,io->mi"
-
-    def plain(rows: jax.Array, g: jax.Array) -> jax.Array:
-        return dot("mi,mo->io", rows, g, dtype)
-
-    def turned(rows: jax.Array, g: jax.Array) -> jax.Array:
-        # x transposed in memory takes the fast path. A transpose alone would be folded away; two halves of one are not, nor is
-        # one with zero columns, which suits many rows: 2^n numbers apart compete for the same places in the cache
-        if len(rows) > 1024:
-            return dot("im,mo->io", jnp.pad(rows.T, ((0, 0), (0, 8))), jnp.pad(g, ((0, 8), (0, 0))), dtype)
-        half = rows.shape[1] // 2
-        return dot("im,mo->io", jnp.concatenate([rows[:, :half].T, rows[:, half:].T]), g, dtype)
-
-    dkernel = plain(rows, g) if dtype == jnp.float32 else jax.lax.platform_dependent(rows, g, cpu=turned, default=plain)
-    return dx.reshape(x.shape).astype(x_like.dtype), dkernel.astype(kernel_like.dtype)
-
-
-matmul.defvjp(_matmul_forward, _matmul_backward)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def matmul_4bit(x: jax.Array, codes: jax.Array, scales: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """`matmul` by a frozen kernel that is kept in 4 bits (see `ftjax.models.nf4`); it gets no gradient.
-
-    The backward pass takes the kernel out of its 4 bits a second time.
-    """
-    return matmul(x, nf4.dequantize(_after(x, codes), scales), dtype)
-
-
-def _after(value: jax.Array, codes: jax.Array) -> jax.Array:
-    """The codes, but not before the value is there: taken out of 4 bits early, all kernels would be there at once.
-
-    Compilers drop optimization barriers before they schedule, on a CPU; no compiler knows that the value is a number.
-    """
-    first = jax.lax.stop_gradient(value[(0,) * value.ndim])
-    return codes ^ jnp.broadcast_to((first != first).astype(codes.dtype), codes.shape)
-
-
-def _matmul_4bit_forward(x: jax.Array, codes: jax.Array, scales: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, Any]:
-    return matmul_4bit(x, codes, scales, dtype), (codes, scales, jnp.zeros((0,), x.dtype))
-
-
-def _matmul_4bit_backward(dtype: jnp.dtype, saved: Any, g: jax.Array) -> tuple[jax.Array, None, None]:
-    codes, scales, like = saved
-    dx = dot("io,...o->...i", nf4.dequantize(_after(g, codes), scales), g, dtype)
-    return dx.astype(like.dtype), None, None
-
-
-matmul_4bit.defvjp(_matmul_4bit_forward, _matmul_4bit_backward)
 
 
 def low_rank_weight(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:
@@ -191,7 +111,7 @@ class Dense(nnx.Module):
         if not self.in_4bit:
             return self.kernel[...]
         codes = self.kernel_codes[...]
-        return nf4.dequantize(codes if after is None else _after(after, codes), self.kernel_scales[...])
+        return nf4.dequantize(codes if after is None else nf4.after(after, codes), self.kernel_scales[...])
 
     def weight(self) -> jax.Array:
         """The matrix that x is multiplied by where no dropout comes between, float32 (features_in, features_out)."""
@@ -366,9 +286,9 @@ def attention(
     query (batch, queries, heads, head_size), key and value (batch, keys, heads, head_size), bias broadcast to
     (batch, heads, queries, keys); float32 (batch, queries, heads, head_size) comes back.
     """
-    scores = dot("bqhd,bkhd->bhqk", query, key, dtype).astype(kept)
+    scores = products(query, key, dtype).astype(kept)
     weights = attention_weights(scores, query.shape[-1], bias, dropout_rate, seeds)
-    return dot("bhqk,bkhd->bqhd", weights, value, dtype)
+    return weighted(weights, value, dtype)
 
 
 def attention_weights(

@@ -76,3 +76,12 @@ def _level(codes: jax.Array) -> jax.Array:
         odd = (codes >> bit) & 1 == 1
         values = [jnp.where(odd, high, low) for low, high in zip(values[::2], values[1::2], strict=True)]
     return values[0]
+
+
+def after(value: jax.Array, codes: jax.Array) -> jax.Array:
+    """The codes, but not before the value is there: taken out of 4 bits early, all kernels would be there at once.
+
+    Compilers drop optimization barriers before they schedule, on a CPU; no compiler knows that the value is a number.
+    """
+    first = jax.lax.stop_gradient(value[(0,) * value.ndim])
+    return codes ^ jnp.broadcast_to((first != first).astype(codes.dtype), codes.shape)

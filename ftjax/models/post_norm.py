@@ -15,6 +15,7 @@ from flax import nnx
 
 from ftjax.errors import InputError, did_you_mean
 from ftjax.models.body import Classifier, Config
+from ftjax.models.dots import dot
 from ftjax.models.layers import (
     ACTIVATIONS,
     Dense,
@@ -23,7 +24,6 @@ from ftjax.models.layers import (
     attention,
     attention_bias,
     attention_weights,
-    dot,
     positions_at,
     residual,
     segment_bias,

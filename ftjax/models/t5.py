@@ -18,6 +18,7 @@ from flax import nnx
 
 from ftjax.errors import InputError, did_you_mean
 from ftjax.models.body import Classifier, Config
+from ftjax.models.dots import dot, products, weighted
 from ftjax.models.layers import (
     ACTIVATIONS,
     Dense,
@@ -26,7 +27,6 @@ from ftjax.models.layers import (
     attention_bias,
     attention_weights,
     distance_buckets,
-    dot,
     relative_buckets,
 )
 from ftjax.models.names import NameTable, Rule, embedding
@@ -217,9 +217,9 @@ class T5Attention(nnx.Module):
 
     def __call__(self, hidden: jax.Array, keys_values: KeysValues, bias: jax.Array, seeds: jax.Array | None) -> jax.Array:
         key, value = keys_values
-        scores = dot("bqhd,bkhd->bhqk", self.by_head(self.query(hidden, seeds)), key, self.dtype)
+        scores = products(self.by_head(self.query(hidden, seeds)), key, self.dtype)
         weights = attention_weights(scores, 1, bias, self.dropout_rate, seeds)  # a size of 1: scores are not scaled
-        context = dot("bhqk,bkhd->bqhd", weights, value, self.dtype)
+        context = weighted(weights, value, self.dtype)
         return self.output(context.reshape(*hidden.shape[:2], -1), seeds)
 
     def by_head(self, x: jax.Array) -> jax.Array:

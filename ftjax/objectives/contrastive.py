@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from ftjax.models import Model, Params
-from ftjax.models.layers import dot, mean_pool
+from ftjax.models.dots import dot
+from ftjax.models.layers import mean_pool
 from ftjax.objectives import NO_LABEL, Average, Batch
 from ftjax.objectives.classification import cross_entropy
 from ftjax.random import fold_in
