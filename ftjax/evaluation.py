@@ -46,8 +46,20 @@ def all_outputs(
     found: dict[int, np.ndarray] = {}
     for batch in make(examples, buckets, batch_size, pad_token_id=pad_token_id, seed=None):
         placed = shard_batch(attach(batch), step.mesh)
-        found |= dict(zip(fetch(placed["example_ids"]).tolist(), fetch(step(params, placed)), strict=True))
+        found |= dict(by_example(placed, fetch(step(params, placed))))
     return [found[row] for row in range(len(examples))]
+
+
+def by_example(batch: Batch, outputs: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """(number, what was said) of each example of a batch; of rows and places that are only filled, number -1."""
+    numbers = fetch(batch["example_ids"])
+    if numbers.ndim == 1:  # an example a row
+        yield from zip(numbers.tolist(), outputs, strict=True)
+    elif "reads" in batch:  # one readout for each that a row has room for
+        yield from zip(numbers.ravel().tolist(), outputs.reshape(-1, *outputs.shape[2:]), strict=True)
+    else:  # one a token
+        for row, segments, said in zip(numbers.tolist(), fetch(batch["segment_ids"]), outputs, strict=True):
+            yield from ((number, said[segments == place]) for place, number in enumerate(row, 1))
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

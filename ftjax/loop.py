@@ -30,7 +30,7 @@ from ftjax.card import write_card
 from ftjax.checkpoint import Checkpoints, damage, set_damaged_aside
 from ftjax.config import TrainConfig
 from ftjax.data.files import Rows
-from ftjax.data.packing import Packed
+from ftjax.data.packing import Packed, batch_rows
 from ftjax.data.prefetch import prefetch
 from ftjax.data.tokenize import Examples
 from ftjax.errors import InputError, Stopped
@@ -240,8 +240,7 @@ class Session:
                 terminal.say(f"Resuming after step {step} of {run.steps}.")
         else:
             self.stage, self.state = 0, run.state_of(0)
-        self.part = run.layout.own_rows(self.config.batch_size)
-        self.train_rows = run.data.train_rows(self.config.batch_size)
+        self.train_rows = batch_rows(run.data.train, self.config.batch_size)
         with self.disk():
             self.log = rundir.MetricsLog(self.config.output, self.step, writes=processes.is_first())
         self.progress.seconds["load"] += load_seconds
@@ -548,8 +547,8 @@ class Session:
 
         predictions: where to write a line a row for the report.
         """
-        data, size = self.run.data, self.config.batch_size
-        make = functools.partial(data.task.batches, part=self.part)
+        data, size = self.run.data, batch_rows(examples, self.config.batch_size)
+        make = functools.partial(data.task.batches, part=self.run.layout.own_rows(size))
         if self.run.supervised and rows is not None:
             outputs = all_outputs(
                 self.predict, self.state.params, examples, data.buckets, size, data.pad_token_id, attach, make

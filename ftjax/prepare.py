@@ -16,7 +16,7 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from ftjax.config import CLASS_LOSSES, LABEL_LOSSES, TrainConfig
 from ftjax.data.batches import choose_buckets
 from ftjax.data.files import Rows
-from ftjax.data.packing import Packed, packed, rows_for
+from ftjax.data.packing import Packed, batch_rows, packed, packed_like, rows_for
 from ftjax.data.parts import Part
 from ftjax.data.tables import listed
 from ftjax.data.teacher import read_teacher
@@ -74,14 +74,10 @@ class Data:
         """Whether any training row has a label."""
         return bool(self.train.labeled.any())
 
-    def train_rows(self, batch_size: int) -> int:
-        """Rows of a training batch: `batch_size`, unless so many examples share fewer rows."""
-        return (isinstance(self.train, Packed) and self.train.batch_rows) or batch_size
-
     def steps_per_epoch(self, batch_size: int) -> int:
         """Updates an epoch; the last may have fewer rows."""
         rows = (~self.train.labeled).sum() if self.labeled_rows else self.task.rows_per_epoch(self.train)
-        return int(-(-rows // (self.train_rows(batch_size) - self.labeled_rows)))
+        return int(-(-rows // (batch_rows(self.train, batch_size) - self.labeled_rows)))
 
 
 def read_training_rows(config: TrainConfig, task: Task, part: Part | None) -> list[Rows]:
@@ -237,6 +233,8 @@ def buckets_for(config: TrainConfig, data: Data, stage: Stage) -> tuple[int, ...
     where the output of frozen layers is kept. A layer compiles in about 0.8 s (measured on 2 cores; on a TPU host it is
     alike); a CPU of few cores makes about 3e11 operations a second, an accelerator 1e14, and a pass takes 2 a parameter.
     """
+    if config.packing and isinstance(data.train, Packed):  # all rows have one length
+        return (data.train.row_length,)
     sizes = stage.model.config
     frozen = stage.model.prefix_layers if stage.prefix else 0
     trained = sizes.num_hidden_layers - frozen
@@ -463,7 +461,9 @@ def assemble(config: TrainConfig, data: Data, pretrained: Pretrained, layout: La
     pretrained = adapt(pretrained, [spec for _, spec in config.stages], config, seed=config.seed)
     pretrained = dataclasses.replace(pretrained, model=suited(pretrained.model, config, layout))
     if config.packing:
-        data = dataclasses.replace(data, train=pack_rows(config, data.train, layout, say))
+        train = pack_rows(config, data.train, layout, say)
+        held_out = [None if examples is None else packed_like(examples, train) for examples in (data.eval, data.test)]
+        data = dataclasses.replace(data, train=train, eval=held_out[0], test=held_out[1])
     per_epoch = data.steps_per_epoch(config.batch_size)
     terms = functools.partial(
         objective, config, data.task, data.vocabulary, labeled=data.labeled, steps=config.epochs * per_epoch

@@ -18,9 +18,10 @@ from test_resume import content, interrupt, logged
 
 from ftjax.config import TrainConfig
 from ftjax.data.batches import make_batch
-from ftjax.data.packing import make_packed, pack, packed, packed_batches
+from ftjax.data.packing import batch_rows, make_packed, pack, packed, packed_batches, packed_like
 from ftjax.data.tokenize import Examples, Pieces
 from ftjax.errors import InputError
+from ftjax.evaluation import all_outputs, predict_step
 from ftjax.models import Lora, build, with_lora
 from ftjax.objectives import Term
 from ftjax.objectives.classification import Classification, class_logits
@@ -32,6 +33,7 @@ from ftjax.prepare import prepare
 from ftjax.pretrained import load_pretrained
 from ftjax.sharding import Layout, data_mesh
 from ftjax.step import create_state, train_step
+from ftjax.tasks import task_class
 
 KINDS = [kind for kind in families.golden_shapes() if kind.endswith(families.HEADS[0]) and not kind.startswith("t5")]
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -128,6 +130,33 @@ def in_order(outputs, batch):
     """What is said of packed examples, in their order."""
     real = batch["example_ids"] >= 0
     return np.asarray(outputs)[real][np.argsort(batch["example_ids"][real])]
+
+
+@pytest.mark.parametrize(
+    ("labels", "task", "classifier"),
+    [
+        ("class", "classification", "pooled"),
+        ("set", "multi-label", "first-token"),
+        ("number", "regression", "mean"),
+        ("tags", "token-classification", "every-token"),
+    ],
+)
+@pytest.mark.parametrize("longest", [12, 40], ids=["texts as learnt from", "a longer one"])
+def test_texts_that_are_scored_share_rows_too(labels, task, classifier, longest):
+    model = build(tiny_config(), num_labels=1 if labels == "number" else 2, classifier=classifier)
+    params, step = random_params(model), Compiled(predict_step(model), data_mesh(), donate=False, gather=True)
+    lengths = [*LENGTHS, longest]
+    apart = examples_of(lengths, labels=labels)
+    shared = packed_like(apart, packed(examples_of(LENGTHS * 40, labels=labels), 64))
+    assert shared.batch_rows == 24 and shared.row_length == max(16, longest)
+    assert shared.packed_rows < len(lengths)
+    alone, together = (
+        all_outputs(step, params, examples, (40,), batch_rows(examples, 8), 0, make=task_class(task)().batches)
+        for examples in (apart, shared)
+    )
+    for one, other, length in zip(alone, together, lengths, strict=True):
+        expected = one[:length] if labels == "tags" else one
+        np.testing.assert_allclose(other, expected, rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", decoders.FAMILIES)
@@ -235,7 +264,7 @@ def test_one_length_is_one_program_and_frozen_layers_are_computed_in_every_step(
     )
     made = [
         *run.data.task.batches(
-            run.data.train, run.data.buckets, run.data.train_rows(40), pad_token_id=0, seed=0, labeled_rows=0
+            run.data.train, run.data.buckets, batch_rows(run.data.train, 40), pad_token_id=0, seed=0, labeled_rows=0
         )
     ]
     assert len(made) == run.data.steps_per_epoch(40) == run.steps // config.epochs
@@ -265,7 +294,7 @@ def test_rows_that_devices_cannot_share_are_refused_and_the_size_that_is_named_w
     with pytest.raises(InputError, match="packed rows, that cannot be split over 8 devices x 1 microbatches; take") as refused:
         prepare(config, lambda line: None)
     other = int(str(refused.value).rstrip(".").split()[-1])
-    assert prepare(dataclasses.replace(config, batch_size=other), lambda line: None).data.train_rows(other) % 8 == 0
+    assert batch_rows(prepare(dataclasses.replace(config, batch_size=other), lambda line: None).data.train, other) % 8 == 0
 
 
 def test_a_decoders_texts_and_the_tags_of_words_share_rows_too(few_reviews, tiny_bert, tmp_path):

@@ -60,8 +60,24 @@ def packed(examples: Examples, batch_size: int) -> Packed:
     """
     rows, length = rows_for(examples.lengths, batch_size)
     most = max(1, round(2 * length / examples.lengths.mean()))
+    return _sharing(examples, length, most, rows)
+
+
+def packed_like(examples: Examples, train: Packed) -> Packed:
+    """Examples to score in rows as those that are learnt from, or in longer ones where one of them does not fit."""
+    length = max(train.row_length, -(-int(examples.lengths.max()) // MULTIPLE) * MULTIPLE)
+    most = -(-train.most * length // train.row_length)
+    return _sharing(examples, length, most, train.batch_rows)
+
+
+def _sharing(examples: Examples, row_length: int, most: int, batch_rows: int) -> Packed:
     values = {field.name: getattr(examples, field.name) for field in dataclasses.fields(examples)}
-    return Packed(**values, row_length=length, most=most, batch_rows=rows).knowing(examples.labeled)
+    return Packed(**values, row_length=row_length, most=most, batch_rows=batch_rows).knowing(examples.labeled)
+
+
+def batch_rows(examples: Examples, batch_size: int) -> int:
+    """Rows of a batch: `batch_size`, unless about so many examples share fewer rows."""
+    return (isinstance(examples, Packed) and examples.batch_rows) or batch_size
 
 
 def cut(length: int, most: int) -> list[tuple[int, int]]:

@@ -181,9 +181,9 @@ class Task:
     def batches(self, examples: Examples, buckets: tuple[int, ...], batch_size: int, **where: Any) -> Iterator[dict[str, Any]]:
         """The batches of an epoch; the arguments are those of `ftjax.data.batches.batches`.
 
-        Packed rows to learn from, in an order by seed; to score, each example in a row of its own.
+        Packed rows to learn from, in an order by seed; documents are scored each in a row of its own.
         """
-        if isinstance(examples, Packed) and where["seed"] is not None:
+        if isinstance(examples, Packed) and (examples.batch_rows or where["seed"] is not None):
             return packed_batches(examples, batch_size, **{name: v for name, v in where.items() if name != "labeled_rows"})
         return batches(examples, buckets, batch_size, **where)
 
