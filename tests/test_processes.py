@@ -115,6 +115,14 @@ def test_four_processes_end_where_one_does(alone, tmp_path):
 
 
 @pytest.mark.long
+def test_texts_that_share_rows_are_learnt_and_scored_alike_by_two_processes(alone, tmp_path):
+    flags = (*alone[0], "--packing")
+    finish(start(1, 1, *flags, "--output", tmp_path / "one"))
+    finish(start(2, 1, *flags, "--mesh", "data=2", "--output", tmp_path / "two"))
+    assert_close(tmp_path / "two", *result(tmp_path / "one"))
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("absent", [0, 2])
 def test_the_others_end_in_a_line_that_names_who_did_not_come(alone, tmp_path, absent):
     running = start(3, 1, *alone[0], "--process-timeout", "30", "--output", tmp_path / "run", absent=[absent])
