@@ -202,6 +202,9 @@ class TrainConfig:
     packing: bool = False
     """Let short texts share rows, in tasks with classes, numbers or tags: hardly any padding, and one length to compile.
     --batch-size is then how many texts an update has on average."""
+    vocabulary: Literal["all", "seen"] = "all"
+    """seen: set the embeddings of words that no text of the run has aside and put them back in --output/model, with the weight
+    decay that is all they would have had. Less time and memory an update; the model is the same, but for rounding."""
     scan_layers: bool = False
     """Run a decoder's layers as one loop, compiled once: how long compiling takes does not depend on their number."""
     frozen_dropout: bool = False
@@ -314,6 +317,8 @@ class TrainConfig:
                 raise InputError(f"{flag(name)} {value}: must be 0 or a positive number.")
         if self.packing and self.method == "self-supervised":
             raise InputError("--packing: is for labels alone; leave it out, or take --method full or partial.")
+        if self.vocabulary == "seen" and self.optimizer != "adamw":
+            raise InputError(f"--vocabulary seen: --optimizer {self.optimizer} changes rows by others; leave one of them out.")
         if self.packing and self.classifier == "cloze":
             raise InputError("--packing: a cloze reads one text a row; leave it out, or take another --classifier.")
         if self.classifier == "cloze":
@@ -463,6 +468,7 @@ class TrainConfig:
             test_split=None,
             metric=None,
             early_stopping=None,
+            vocabulary="all",  # words are predicted
             adapt_epochs=0,
             adapt_loss=TrainConfig.adapt_loss,
             push_to_hub=None,
@@ -678,6 +684,7 @@ class StepConfig(TrainConfig):
     metric: Annotated[str | None, Hidden] = None
     early_stopping: Annotated[int | None, Hidden] = None
     packing: Annotated[bool, Hidden] = False
+    vocabulary: Annotated[Literal["all", "seen"], Hidden] = "all"
     buckets: Annotated[int | None, Hidden] = None
     log_every: Annotated[int, Hidden] = 10
     save_every: Annotated[int | None, Hidden] = None

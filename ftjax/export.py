@@ -34,6 +34,8 @@ def save_model(run: Run, state: TrainState, directory: Path, export_format: Expo
         return
     if export_format == "adapter":
         save_adapter(run.pretrained, params, trained, directory, base=run.config.model)
+    elif run.seen is not None:
+        write_model(dataclasses.replace(run.seen.whole, params=run.seen.put_back(params)), directory, export_format)
     else:
         write_model(dataclasses.replace(run.pretrained, params=params), directory, export_format)
 

@@ -30,6 +30,7 @@ from ftjax.partition import count
 from ftjax.pretrained.adapter import check_adapter, locate
 from ftjax.pretrained.hub import model_directory
 from ftjax.pretrained.load import Pretrained, check_cloze, load_pretrained, read_config, saved_labels
+from ftjax.seen import Seen
 from ftjax.sharding import DATA, FSDP, Layout, make_mesh, read_mesh
 from ftjax.shares import Unshared, in_all, own_part, standing_for, total
 from ftjax.shares import encoded as encode_shared
@@ -297,7 +298,10 @@ def prepare_model(config: TrainConfig, data: Data, layout: Layout) -> Pretrained
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run that is ready to start: nothing has been compiled or written yet."""
+    """A run that is ready to start: nothing has been compiled or written yet.
+
+    seen: the words that data and model are left with, see `only_seen`; None: all of the model's.
+    """
 
     config: TrainConfig
     data: Data
@@ -305,6 +309,7 @@ class Run:
     stages: tuple[Stage, ...]
     steps: int
     layout: Layout
+    seen: Seen | None = None
 
     def stage_of(self, step: int) -> int:
         """Number of the stage whose state a checkpoint of this step holds; at a boundary, of the one that ends there."""
@@ -454,12 +459,33 @@ def pack_rows(config: TrainConfig, examples: Examples, layout: Layout, say: Say)
     return train
 
 
+def only_seen(config: TrainConfig, data: Data, pretrained: Pretrained, say: Say) -> tuple[Data, Pretrained, Seen]:
+    """Data and model by the words that the data have, see `ftjax.seen`; InputError where others are asked for, too."""
+    task, of_words = data.task, {"masked_lm", "causal_lm"}
+    if task.cloze is not None:
+        raise InputError("--vocabulary seen: --classifier cloze reads the whole vocabulary; leave one of them out.")
+    if task.head is None or task.head in of_words:
+        raise InputError(f"--vocabulary seen: --task {task.name} reads the whole vocabulary; leave the flag out.")
+    if heads(config, task) & of_words:
+        raise InputError("--vocabulary seen: a --self-supervised-loss reads the whole vocabulary; leave one of them out.")
+    examples = [e for e in (data.train, data.eval, data.test) if e is not None]
+    seen = Seen.of(examples, data.vocabulary, pretrained)
+    say(f"The texts have {len(seen.ids):,} of {len(seen.table):,} words; the others' embeddings are left out until the end.")
+    held_out = [None if e is None else seen.renumbered(e) for e in (data.eval, data.test)]
+    train, vocabulary = seen.renumbered(data.train), seen.vocabulary(data.vocabulary)
+    data = dataclasses.replace(data, train=train, eval=held_out[0], test=held_out[1], vocabulary=vocabulary)
+    return data, seen.pretrained, seen
+
+
 def assemble(config: TrainConfig, data: Data, pretrained: Pretrained, layout: Layout, say: Say) -> Run:
     """The run of a model on data: what trains when, towards what. Parameters may be shapes without values."""
     if (heads := pretrained.model.config.num_attention_heads) % layout.tensor:
         raise InputError(f"--mesh {config.mesh}: {heads} attention heads cannot be split evenly over tensor={layout.tensor}.")
     pretrained = adapt(pretrained, [spec for _, spec in config.stages], config, seed=config.seed)
     pretrained = dataclasses.replace(pretrained, model=suited(pretrained.model, config, layout))
+    seen = None
+    if config.vocabulary == "seen":
+        data, pretrained, seen = only_seen(config, data, pretrained, say)
     if config.packing:
         train = pack_rows(config, data.train, layout, say)
         held_out = [None if examples is None else packed_like(examples, train) for examples in (data.eval, data.test)]
@@ -495,4 +521,4 @@ def assemble(config: TrainConfig, data: Data, pretrained: Pretrained, layout: La
     if layout.mesh.size > 1:
         sizes = ",".join(f"{axis}={size}" for axis, size in layout.mesh.shape.items() if size > 1)
         say(f"Mesh: {sizes}" + (f" (of {len(devices)} devices)." if len(devices := jax.devices()) > layout.mesh.size else "."))
-    return Run(config, data, pretrained, stages, config.epochs * per_epoch, layout)
+    return Run(config, data, pretrained, stages, config.epochs * per_epoch, layout, seen)
