@@ -35,7 +35,9 @@ class Run:
 
 RUNS = {
     "full": Run("all", 2, "5e-5", torch=("float32", "bfloat16")),
-    "packed": Run("all", 2, "5e-5", torch=("float32", "bfloat16"), ours=("bfloat16",), more=("--packing",)),
+    "packed": Run(
+        "all", 2, "5e-5", torch=("float32", "bfloat16"), ours=("bfloat16",), more=("--packing", "--vocabulary", "seen")
+    ),
     "last:2,head": Run("last:2,head", 5, "5e-5"),
     "head": Run("head", 5, "3e-3"),
 }

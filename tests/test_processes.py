@@ -123,6 +123,13 @@ def test_texts_that_share_rows_are_learnt_and_scored_alike_by_two_processes(alon
 
 
 @pytest.mark.long
+def test_words_are_left_out_and_put_back_alike_by_two_processes(alone, tmp_path):
+    flags, expected, weights = alone
+    finish(start(2, 2, *flags, "--vocabulary", "seen", "--mesh", "fsdp=4", "--output", tmp_path / "run"))
+    assert_close(tmp_path / "run", expected, weights)
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("absent", [0, 2])
 def test_the_others_end_in_a_line_that_names_who_did_not_come(alone, tmp_path, absent):
     running = start(3, 1, *alone[0], "--process-timeout", "30", "--output", tmp_path / "run", absent=[absent])
