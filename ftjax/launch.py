@@ -1,4 +1,4 @@
-"""How the C library gives out memory; and, before JAX starts, where compiled programs are kept, and that there is no TPU.
+"""How the C library gives out memory; before JAX starts, where compiled programs are kept and that there is no TPU; the end.
 
 XLA on the CPU asks the C library for every step's buffers, tens to hundreds of megabytes, and gives them back after it. By
 default each is mapped anew in pages of 4 KB that the kernel must clear one by one. Kept by the process and backed by
@@ -7,10 +7,12 @@ huge pages, a step of MiniLM takes about 0.8 of the time (docs/performance.md).
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
@@ -106,3 +108,31 @@ def without_tpu() -> None:
     if not any(Path("/dev").glob("accel*")) and not any(Path("/dev/vfio").glob("*")):
         for name, value in NO_TPU.items():
             os.environ.setdefault(name, value)
+
+
+@contextmanager
+def ending_at_once() -> Iterator[None]:
+    """Around all that a process does: at its end compiled programs and buffers are not taken apart, which would take a second.
+
+    What is registered with `atexit` meanwhile is done, and threads are waited for. Any other exception than SystemExit, and
+    output that cannot be written, end the process as ever.
+    """
+    status: list[int] = []
+
+    def leave() -> None:
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        except (OSError, ValueError):
+            return
+        if status:
+            os._exit(status[0])
+
+    atexit.register(leave)  # what is registered first is called last
+    try:
+        yield
+        status.append(0)
+    except SystemExit as end:
+        if end.code is None or isinstance(end.code, int):
+            status.append(end.code or 0)
+        raise

@@ -32,3 +32,38 @@ def test_only_small_free_pieces_are_taken_out_of_use_and_only_where_the_heap_is_
     done = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(said)
+
+
+ENDING = """
+import atexit, sys, threading, time
+from ftjax.launch import ending_at_once
+class Slow:
+    def __del__(self):
+        print("taken apart", file=sys.stderr, flush=True)
+with ending_at_once():
+    slow = Slow()
+    atexit.register(print, "at exit")
+    threading.Thread(target=lambda: (time.sleep(0.3), print("thread"))).start()
+    print("said")
+    {}
+"""
+
+
+@pytest.mark.parametrize(
+    ("last", "status", "apart"),
+    [
+        ("", 0, False),
+        ("sys.exit()", 0, False),
+        ("sys.exit(2)", 2, False),
+        ("sys.exit('wrong')", 1, True),
+        ("1 / 0", 1, True),
+        ("sys.stdout.close()", None, True),
+    ],
+)
+def test_a_process_ends_with_all_that_is_to_be_done_and_without_what_is_not(last, status, apart):
+    done = subprocess.run([sys.executable, "-c", ENDING.format(last)], capture_output=True, text=True, timeout=60)
+    assert ("taken apart" in done.stderr) is apart
+    if status is not None:
+        assert done.returncode == status
+        assert done.stdout == "said\nthread\nat exit\n"
+        assert ("wrong" in done.stderr, "ZeroDivisionError" in done.stderr) == ("wrong" in last, "1 / 0" in last)
