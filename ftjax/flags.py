@@ -50,8 +50,7 @@ GROUPS = {
     ),
     "Speed and memory": (
         *("precision", "hidden_dtype", "reduce_dtype", "remat", "sharding", "scan_layers", "buckets", "packing"),
-        *("vocabulary",),
-        *("unroll_accumulation",),
+        *("vocabulary", "unroll_accumulation"),
         *("prefix_cache", "prefix_cache_memory_gb", "prefix_cache_disk_gb", "prefix_cache_dir", "base_bits", "moment_dtype"),
     ),
     "Devices and hosts": (*("mesh", "parallel", "coordinator_address", "process_count", "process_index", "process_timeout"),),

@@ -17,7 +17,7 @@ from typing import Self, TypeVar
 
 import numpy as np
 
-from ftjax.data.tokenize import Examples, Pieces
+from ftjax.data.tokenize import Examples, Pieces, arrays_of
 from ftjax.models import Params, build
 from ftjax.objective import Vocabulary
 from ftjax.pretrained.load import Pretrained
@@ -47,7 +47,7 @@ class Seen:
         if (padding := getattr(whole.model.config, "padding_id", None)) is not None:
             there[: padding + 1] = True  # it keeps its number, from which positions are counted
         named = (vocabulary.pad_token_id, vocabulary.mask_token_id, *vocabulary.special_ids)
-        found = [part for e in examples for part in parts(e.tokens)]
+        found = [part for e in examples for part in arrays_of(e.tokens)]
         for tokens in (*found, np.array([token for token in named if token is not None])):
             there[np.minimum(tokens, len(there) - 1)] = True  # an id beyond the table is looked up in its last row
         return cls(np.flatnonzero(there), whole, fetch(whole.params[table_name(whole)]))
@@ -59,13 +59,13 @@ class Seen:
         numbers[self.ids] = np.arange(len(self.ids))
         return numbers
 
-    def number(self, token: int) -> int:
-        """The new number of a token."""
-        return int(self.numbers[min(token, len(self.numbers) - 1)])
+    def new(self, ids: np.ndarray | int) -> np.ndarray:
+        """The new numbers of ids, of the same shape."""
+        return np.asarray(self.numbers[np.minimum(ids, len(self.numbers) - 1)])
 
     def renumbered(self, examples: E) -> E:
         """Examples by the new numbers."""
-        new = [self.numbers[np.minimum(part, len(self.numbers) - 1)] for part in parts(examples.tokens)]
+        new = [self.new(part) for part in arrays_of(examples.tokens)]
         tokens = new[0] if isinstance(examples.tokens, np.ndarray) else Pieces(new)
         return dataclasses.replace(examples, tokens=tokens).knowing(examples.labeled)
 
@@ -77,9 +77,9 @@ class Seen:
 
         mask = vocabulary.mask_token_id
         return Vocabulary(
-            pad_token_id=self.number(vocabulary.pad_token_id),
-            mask_token_id=None if mask is None else self.number(mask),
-            special_ids=tuple(sorted({self.number(token) for token in vocabulary.special_ids})),
+            pad_token_id=int(self.new(vocabulary.pad_token_id)),
+            mask_token_id=None if mask is None else int(self.new(mask)),
+            special_ids=tuple(sorted({int(self.new(token)) for token in vocabulary.special_ids})),
             continuations=b"",
             decode=decode,
         )
@@ -107,8 +107,3 @@ class Seen:
 def table_name(pretrained: Pretrained) -> str:
     """The parameter that words are looked up in."""
     return f"{pretrained.model.config.parts[0]}.embeddings.word.embedding"
-
-
-def parts(tokens: np.ndarray | Pieces) -> tuple[np.ndarray, ...]:
-    """The arrays that hold the tokens."""
-    return tokens.arrays if isinstance(tokens, Pieces) else (tokens,)

@@ -60,7 +60,7 @@ WAYS = {
     "plain": (),
     "packed": ("--packing",),
     "some parameters": ("--method", "partial", "--train-parameters", "embeddings,head"),
-    "the class of words left out": (
+    "views with words masked": (
         *("--method", "self-supervised", "--self-supervised-loss", "consistency", "--labels-per-class", 20),
         *("--augmentation", "token-mask"),
     ),

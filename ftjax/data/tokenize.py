@@ -50,7 +50,12 @@ def end_to_end(*parts: np.ndarray | Pieces) -> Any:
     """One array, or `Pieces` where there are any among the parts."""
     if not any(isinstance(part, Pieces) for part in parts):
         return np.concatenate(parts)  # type: ignore[arg-type]
-    return Pieces([array for part in parts for array in (part.arrays if isinstance(part, Pieces) else [part])])
+    return Pieces([array for part in parts for array in arrays_of(part)])
+
+
+def arrays_of(part: np.ndarray | Pieces) -> tuple[np.ndarray, ...]:
+    """The arrays that hold what is end to end."""
+    return part.arrays if isinstance(part, Pieces) else (part,)
 
 
 @dataclasses.dataclass(frozen=True)
