@@ -30,9 +30,26 @@ def huge_pages_possible() -> bool:
         return False
 
 
-def with_huge_pages() -> None:
-    """Start this very command again with the settings in its environment, unless they, or others, are there already."""
-    if huge_pages_possible() and VARIABLE not in os.environ and sys.executable:
+ACCELERATORS = ("accel*", "vfio/[0-9]*", "nvidia[0-9]*", "kfd")
+"""The device files of TPUs, and of GPUs of NVIDIA and of AMD."""
+
+
+def accelerated(devices: Path = Path("/dev")) -> bool:
+    """Whether steps run on a TPU or a GPU, as far as the device files and JAX_PLATFORMS tell."""
+    return os.environ.get("JAX_PLATFORMS") != "cpu" and any(any(devices.glob(pattern)) for pattern in ACCELERATORS)
+
+
+def one_heap() -> bool:
+    """Whether all threads share a heap: those that ask for much memory at once, in small pieces, then wait for each other."""
+    return os.environ.get(VARIABLE) == TUNABLES
+
+
+def with_huge_pages(devices: Path = Path("/dev")) -> None:
+    """Start this very command again with the settings in its environment, unless they, or others, are there already.
+
+    Not where an accelerator computes, whose buffers are its own: threads that tokenise are faster with a heap each.
+    """
+    if huge_pages_possible() and VARIABLE not in os.environ and sys.executable and not accelerated(devices):
         os.environ[VARIABLE] = TUNABLES
         sys.stdout.flush()
         sys.stderr.flush()
@@ -60,7 +77,7 @@ def set_fragments_aside() -> None:
     while no step runs, and once: steps of other lengths, compiled later, would find nothing to use again (5.2 instead of 3.3 GB
     with six lengths of MiniLM; with one 2.0 to 2.4 GB either way).
     """
-    if os.environ.get(VARIABLE) != TUNABLES:
+    if not one_heap():
         return
     c = ctypes.CDLL(None)
     c.malloc.restype, c.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]

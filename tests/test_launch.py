@@ -67,3 +67,34 @@ def test_a_process_ends_with_all_that_is_to_be_done_and_without_what_is_not(last
         assert done.returncode == status
         assert done.stdout == "said\nthread\nat exit\n"
         assert ("wrong" in done.stderr, "ZeroDivisionError" in done.stderr) == ("wrong" in last, "1 / 0" in last)
+
+
+HEAP = """
+import os, pathlib, sys
+from ftjax import launch
+launch.with_huge_pages(pathlib.Path(sys.argv[1]))
+print(launch.one_heap(), launch.VARIABLE in os.environ)
+"""
+
+
+@pytest.mark.skipif(not launch.huge_pages_possible(), reason="needs glibc 2.35")
+@pytest.mark.parametrize(
+    ("file", "variables", "said"),
+    [
+        (None, {}, "True True"),
+        ("vfio/vfio", {}, "True True"),  # there without any device, too
+        ("accel0", {}, "False False"),
+        ("vfio/0", {}, "False False"),
+        ("nvidia0", {}, "False False"),
+        ("nvidia0", {"JAX_PLATFORMS": "cpu"}, "True True"),
+        (None, {launch.VARIABLE: ""}, "False True"),
+    ],
+)
+def test_threads_share_a_heap_only_where_the_cpu_computes(file, variables, said, tmp_path):
+    if file:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()
+    environment = {name: value for name, value in os.environ.items() if name not in (launch.VARIABLE, "JAX_PLATFORMS")}
+    command = [sys.executable, "-c", HEAP, str(tmp_path)]
+    done = subprocess.run(command, env=environment | variables, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == said.split(), done.stderr

@@ -14,6 +14,7 @@ import numpy as np
 from ftjax.data.files import Rows
 from ftjax.data.tables import listed
 from ftjax.errors import InputError, did_you_mean, refusing
+from ftjax.launch import one_heap
 from ftjax.objectives import NO_LABEL, has_label
 from ftjax.pretrained import gguf
 
@@ -110,7 +111,7 @@ class Examples:
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
     """The fast tokenizer of a directory or a GGUF file; InputError where there is none. Code beside it is never run."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false" if one_heap() else "true")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # no "PyTorch was not found": none is needed
     from transformers import AutoTokenizer
 
