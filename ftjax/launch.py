@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
 
@@ -30,13 +31,16 @@ def huge_pages_possible() -> bool:
         return False
 
 
-ACCELERATORS = ("accel*", "vfio/[0-9]*", "nvidia[0-9]*", "kfd")
-"""The device files of TPUs, and of GPUs of NVIDIA and of AMD."""
+ACCELERATORS = {"libtpu": ("accel*", "vfio/[0-9]*"), "jax_plugins": ("nvidia[0-9]*", "kfd")}
+"""The packages by which JAX computes on TPUs and on GPUs, and the device files of these."""
 
 
 def accelerated(devices: Path = Path("/dev")) -> bool:
-    """Whether steps run on a TPU or a GPU, as far as the device files and JAX_PLATFORMS tell."""
-    return os.environ.get("JAX_PLATFORMS") != "cpu" and any(any(devices.glob(pattern)) for pattern in ACCELERATORS)
+    """Whether steps run on a TPU or a GPU, as far as packages, device files and JAX_PLATFORMS tell."""
+    if os.environ.get("JAX_PLATFORMS") == "cpu":
+        return False
+    patterns = [pattern for package, files in ACCELERATORS.items() if find_spec(package) for pattern in files]
+    return any(any(devices.glob(pattern)) for pattern in patterns)
 
 
 def one_heap() -> bool:

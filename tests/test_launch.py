@@ -79,21 +79,25 @@ print(launch.one_heap(), launch.VARIABLE in os.environ)
 
 @pytest.mark.skipif(not launch.huge_pages_possible(), reason="needs glibc 2.35")
 @pytest.mark.parametrize(
-    ("file", "variables", "said"),
+    ("file", "package", "variables", "said"),
     [
-        (None, {}, "True True"),
-        ("vfio/vfio", {}, "True True"),  # there without any device, too
-        ("accel0", {}, "False False"),
-        ("vfio/0", {}, "False False"),
-        ("nvidia0", {}, "False False"),
-        ("nvidia0", {"JAX_PLATFORMS": "cpu"}, "True True"),
-        (None, {launch.VARIABLE: ""}, "False True"),
+        (None, None, {}, "True True"),
+        ("vfio/vfio", "libtpu", {}, "True True"),  # there without any device, too
+        ("accel0", "libtpu", {}, "False False"),
+        ("vfio/0", "libtpu", {}, "False False"),
+        ("nvidia0", "jax_plugins", {}, "False False"),
+        ("nvidia0", "jax_plugins", {"JAX_PLATFORMS": "cpu"}, "True True"),
+        ("nvidia0", None, {}, "True True"),  # JAX was installed for the CPU
+        (None, None, {launch.VARIABLE: ""}, "False True"),
     ],
 )
-def test_threads_share_a_heap_only_where_the_cpu_computes(file, variables, said, tmp_path):
+def test_threads_share_a_heap_only_where_the_cpu_computes(file, package, variables, said, tmp_path):
     if file:
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).touch()
+    if package:
+        (tmp_path / package).mkdir()
+    variables = variables | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]])}
     environment = {name: value for name, value in os.environ.items() if name not in (launch.VARIABLE, "JAX_PLATFORMS")}
     command = [sys.executable, "-c", HEAP, str(tmp_path)]
     done = subprocess.run(command, env=environment | variables, capture_output=True, text=True, timeout=60)
