@@ -31,16 +31,19 @@ def huge_pages_possible() -> bool:
         return False
 
 
-ACCELERATORS = {"libtpu": ("accel*", "vfio/[0-9]*"), "jax_plugins": ("nvidia[0-9]*", "kfd")}
-"""The packages by which JAX computes on TPUs and on GPUs, and the device files of these."""
+TPU, GPU = ("accel*", "vfio/[0-9]*"), ("nvidia[0-9]*", "kfd")
+"""What their device files are called."""
+
+
+def has_any(patterns: tuple[str, ...], devices: Path = Path("/dev")) -> bool:
+    """Whether the machine has a device file of such a name."""
+    return any(any(devices.glob(pattern)) for pattern in patterns)
 
 
 def accelerated(devices: Path = Path("/dev")) -> bool:
-    """Whether steps run on a TPU or a GPU, as far as packages, device files and JAX_PLATFORMS tell."""
-    if os.environ.get("JAX_PLATFORMS") == "cpu":
-        return False
-    patterns = [pattern for package, files in ACCELERATORS.items() if find_spec(package) for pattern in files]
-    return any(any(devices.glob(pattern)) for pattern in patterns)
+    """Whether steps run on a TPU or a GPU, as far as JAX's packages for them, device files and JAX_PLATFORMS tell."""
+    found = [find_spec(package) and has_any(files, devices) for package, files in (("libtpu", TPU), ("jax_plugins", GPU))]
+    return any(found) and os.environ.get("JAX_PLATFORMS") != "cpu"
 
 
 def one_heap() -> bool:
@@ -126,7 +129,7 @@ NO_TPU = {
 
 def without_tpu() -> None:
     """Let a machine that has no TPU's device files not look for one; variables that are set already stay."""
-    if not any(Path("/dev").glob("accel*")) and not any(Path("/dev/vfio").glob("*")):
+    if not has_any(TPU):
         for name, value in NO_TPU.items():
             os.environ.setdefault(name, value)
 

@@ -97,8 +97,8 @@ def test_threads_share_a_heap_only_where_the_cpu_computes(file, package, variabl
         (tmp_path / file).touch()
     if package:
         (tmp_path / package).mkdir()
-    variables = variables | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]])}
     environment = {name: value for name, value in os.environ.items() if name not in (launch.VARIABLE, "JAX_PLATFORMS")}
+    environment |= {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]])} | variables
     command = [sys.executable, "-c", HEAP, str(tmp_path)]
-    done = subprocess.run(command, env=environment | variables, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert done.stdout.split() == said.split(), done.stderr
