@@ -1,6 +1,6 @@
 """The program: `ftjax`, or `python -m ftjax`. What the process needs is settled before anything is imported."""
 
-from ftjax.launch import ending_at_once, keep_programs, with_huge_pages, without_tpu
+from ftjax.launch import collect_seldom, ending_at_once, keep_programs, with_huge_pages, without_tpu
 
 
 def program() -> None:
@@ -8,6 +8,7 @@ def program() -> None:
     with_huge_pages()
     keep_programs()
     without_tpu()
+    collect_seldom()
     with ending_at_once():
         from ftjax.cli import main
 

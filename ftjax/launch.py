@@ -1,4 +1,5 @@
-"""How the C library gives out memory; before JAX starts, where compiled programs are kept and that there is no TPU; the end.
+"""How the C library gives out memory; before JAX starts, where compiled programs are kept, that there is no TPU, and how often
+Python looks for garbage; the end.
 
 XLA on the CPU asks the C library for every step's buffers, tens to hundreds of megabytes, and gives them back after it. By
 default each is mapped anew in pages of 4 KB that the kernel must clear one by one. Kept by the process and backed by
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -132,6 +134,15 @@ def without_tpu() -> None:
     if not has_any(TPU):
         for name, value in NO_TPU.items():
             os.environ.setdefault(name, value)
+
+
+def collect_seldom() -> None:
+    """Let Python look for objects that only refer to each other a hundredth as often.
+
+    Imports and tracing leave hundreds of thousands of objects, which stay, and each time all were gone through: 0.9 s until
+    the first step of MiniLM (docs/performance.md).
+    """
+    gc.set_threshold(100_000, 20, 50)
 
 
 @contextmanager

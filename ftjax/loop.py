@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import json
 import math
 import platform
@@ -11,11 +12,12 @@ import shlex
 import signal
 import statistics
 import sys
+import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -36,12 +38,13 @@ from ftjax.data.tokenize import Examples
 from ftjax.errors import InputError, Stopped
 from ftjax.evaluation import all_outputs
 from ftjax.export import save_model
-from ftjax.parallel import Compiled
+from ftjax.parallel import Compiled, shard_batch
 from ftjax.partition import count
 from ftjax.prefix import Attach, FrozenPrefix, Limits, prefix_step, unchanged
 from ftjax.prepare import Run, prepare
 from ftjax.pretrained import hub
 from ftjax.pretrained.tensors import read_json
+from ftjax.report import figures
 from ftjax.report.formats import duration, memory
 from ftjax.stall import within
 from ftjax.step import Metrics, eval_step
@@ -259,6 +262,7 @@ class Session:
         per_epoch = self.run.data.steps_per_epoch(self.config.batch_size)
         try:
             self.compile_stage()
+            self.train_step.meanwhile = self.look_ahead
             for epoch in range(self.step // per_epoch, self.config.epochs):
                 if self.config.early_stopping and self.progress.worse >= self.config.early_stopping:
                     self.terminal.say(f"No better {self.metric} for {self.progress.worse} evaluations: stopping early.")
@@ -347,6 +351,25 @@ class Session:
             self.attach_train, self.attach_eval = attach[0], attach[-1]
             self.terminal.stop()
 
+    def look_ahead(self) -> None:
+        """Let threads do what takes seconds when rows are first scored and the report is written: import packages, compile.
+
+        To be called while the first step is compiled, before the state is given away to it.
+        """
+        data = self.run.data
+        examples = data.test if data.eval is None else data.eval
+        packages = list(figures.PACKAGES) if processes.is_first() else []
+        work: list[Callable[[], object]] = [lambda: [importlib.import_module(name) for name in packages]]
+        if examples is not None and self.run.supervised:
+            packages += data.task.packages
+            if self.prefix is None and jax.process_count() == 1:  # else rows differ; and processes compile in the same order
+                size = batch_rows(examples, self.config.batch_size)
+                batch = next(data.task.batches(examples, data.buckets, size, pad_token_id=data.pad_token_id, seed=None))
+                params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self.state.params)
+                work.append(functools.partial(self.predict.prepare, params, shard_batch(batch, self.mesh)))
+        for job in work:
+            threading.Thread(target=attempt, args=[job], name="look ahead").start()
+
     def prefix_progress(self, done: int, total: int) -> None:
         """Show how far the cache is; end the run where a signal asks for it (nothing new needs saving)."""
         if done == 1:
@@ -364,7 +387,7 @@ class Session:
         with closing(prefetch(self.batches(epoch, start=self.step - epoch * per_epoch))) as source:
             for batch in source:
                 seconds["data_wait"] += clock.lap()
-                compiling = self.compile_seconds
+                compiling = self.train_step.seconds
                 if not self.train_step.is_ready(batch):
                     compiled = self.train_step.programs  # of other lengths
                     self.terminal.doing("compiling the step for another length of rows" if compiled else "compiling")
@@ -372,7 +395,7 @@ class Session:
                 self.state = dataclasses.replace(state, frozen=self.state.frozen)
                 self.step += 1
                 self.running.append((self.step, self.rows_in(batch), metrics))
-                compiling = self.compile_seconds - compiling
+                compiling = self.train_step.seconds - compiling
                 seconds["compile"] += compiling
                 if compiling and self.one_length:
                     self.set_fragments_aside()
@@ -575,6 +598,8 @@ class Session:
     def restore_best(self) -> int:
         """Take the state of the best epoch (of the last one without evaluation) and return its step."""
         best = self.progress.best_step or self.step
+        if best != self.step:
+            self.wait()
         if best != self.step and (wrong := damage(self.checkpoints.directory / str(best))):
             self.terminal.say(
                 f"The best checkpoint, of step {best}, cannot be used ({wrong}); the last step's model takes its place."
@@ -611,8 +636,7 @@ class Session:
     def finish(self, before: dict[str, Any], *, score_test: bool) -> dict[str, Any]:
         """The best epoch's model: its scores, export and result.json."""
         clock, seconds = Clock(), self.progress.seconds
-        self.wait()
-        best = self.restore_best()
+        best = self.restore_best()  # of the last step the checkpoint is still being written while rows are scored
         seconds["save"] += clock.lap()
         train_seconds = sum(seconds[name] for name in ("compile", "prefix", "data_wait", "step"))
         data, output = self.run.data, self.config.output
@@ -634,6 +658,7 @@ class Session:
             result["test"] = self.test_scores()
             self.terminal.say(f"Test rows: {told(result['test'])}")
         seconds["eval"] += clock.lap()
+        self.wait()
         with self.disk():
             save_model(self.run, self.state, output / "model", self.config.export_format)
         seconds["save"] += clock.lap()
@@ -643,6 +668,12 @@ class Session:
         self.terminal.say(f"Time: {spent}.")
         self.terminal.say(f"Model: {output / 'model'} (loads in transformers). Report: {output / 'report.html'}")
         return json.loads((output / "result.json").read_text(encoding="utf-8"))
+
+
+def attempt(job: Callable[[], object]) -> None:
+    """What goes wrong is left to whoever needs the result, and tries again."""
+    with suppress(Exception):
+        job()
 
 
 def told(scores: Mapping[str, float]) -> str:

@@ -12,6 +12,8 @@ from typing import Any
 from ftjax.report.formats import finite
 from ftjax.report.runs import RunRecord
 
+PACKAGES = ("matplotlib.backends.backend_svg", "matplotlib.figure", "matplotlib.ticker")
+"""What `draw` imports, which takes a while the first time."""
 COLOURS = 6
 """How many `--series-…` colours the page's style has."""
 LINES: tuple[str | tuple[int, tuple[int, ...]], ...] = ("-", (0, (5, 2)), (0, (5, 2, 1, 2)), (0, (1, 1)))

@@ -83,6 +83,7 @@ class TextClassification(Task):
     }
     problem_type: ClassVar[str | None] = "single_label_classification"
     row_classes: ClassVar[bool] = True
+    packages: ClassVar[tuple[str, ...]] = ("sklearn.metrics",)
     packs: ClassVar[bool] = True
 
     words: Descriptions | None = dataclasses.field(default=None, hash=False)

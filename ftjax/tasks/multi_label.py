@@ -46,6 +46,7 @@ class MultiLabelClassification(Task):
     }
     reader: ClassVar[Reader] = Reader(label=read_names)
     problem_type: ClassVar[str | None] = "multi_label_classification"
+    packages: ClassVar[tuple[str, ...]] = ("sklearn.metrics",)
     packs: ClassVar[bool] = True
 
     @classmethod

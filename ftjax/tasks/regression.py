@@ -64,6 +64,7 @@ class TextRegression(Task):
     reader: ClassVar[Reader] = Reader(label=read_number)
     num_labels: ClassVar[int | None] = 1
     problem_type: ClassVar[str | None] = "regression"
+    packages: ClassVar[tuple[str, ...]] = ("scipy.stats",)
     packs: ClassVar[bool] = True
 
     @classmethod

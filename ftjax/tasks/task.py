@@ -71,6 +71,8 @@ class Task:
     """How many outputs the classifier has, where that does not depend on the rows."""
     problem_type: ClassVar[str | None] = None
     """config.json's `problem_type`, from which transformers' classifiers know their loss."""
+    packages: ClassVar[tuple[str, ...]] = ()
+    """What `scores` imports, where that takes a while the first time."""
     packs: ClassVar[bool] = False
     """Whether several examples may share a row to learn from, each with a label of its own."""
     writes: ClassVar[bool] = False

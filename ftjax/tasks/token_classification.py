@@ -111,6 +111,7 @@ class TokenClassification(Task):
     }
     reader: ClassVar[Reader] = Reader("tokens", None, "tags", load_sentences, read_words, read_tags)
     classifier: ClassVar[Classifier | None] = "every-token"
+    packages: ClassVar[tuple[str, ...]] = ("seqeval.metrics",)
     packs: ClassVar[bool] = True
 
     @classmethod
