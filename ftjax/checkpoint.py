@@ -10,23 +10,27 @@ an array's values it restores as they are.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
-from orbax.checkpoint import checkpoint_managers as policies
 
 from ftjax import digest
 from ftjax.errors import InputError
 from ftjax.step import TrainState
 
+if TYPE_CHECKING:
+    import orbax.checkpoint as ocp
+
+PACKAGES = ("orbax.checkpoint",)
+"""What is imported when the first checkpoint is read or written, which takes a while."""
 DIGESTS = "sha256.json"
 """The digests of a checkpoint's files but for this one and those that Orbax still changes when it renames the directory."""
 LATER = ("_CHECKPOINT_METADATA", "commit_success.txt")
@@ -78,32 +82,49 @@ def set_damaged_aside(directory: Path, say: Callable[[str], None]) -> None:
 class Checkpoints:
     """The checkpoints of one run: the last two and the best are kept, older ones go once a newer one is whole.
 
-    Saving is asynchronous; a directory bears a step's number only when all of it has been written.
+    Saving is asynchronous; a directory bears a step's number only when all of it has been written. Orbax is imported, and the
+    directory opened or made, when there is something to read or to write.
     """
 
     def __init__(self, directory: Path, *, higher_is_better: bool, read_only: bool = False) -> None:
+        self.directory, self._higher_is_better, self._read_only = directory.absolute(), higher_is_better, read_only
+
+    @functools.cached_property
+    def _manager(self) -> ocp.CheckpointManager:
+        import orbax.checkpoint as ocp
+        from orbax.checkpoint import checkpoint_managers as policies
+
         def rank(metrics: dict[str, float]) -> tuple[float, float]:
             """For sorting, best last; of equals the latest is best, as in `ftjax.loop`."""
-            return metrics["value"] if higher_is_better else -metrics["value"], metrics["step"]
+            return metrics["value"] if self._higher_is_better else -metrics["value"], metrics["step"]
 
         keep = [policies.LatestN(n=2), policies.BestN(get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False)]
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(keep),
             best_fn=rank,
-            cleanup_tmp_directories=not read_only,
-            create=not read_only,
-            read_only=read_only,
+            cleanup_tmp_directories=not self._read_only,
+            create=not self._read_only,
+            read_only=self._read_only,
             enable_async_checkpointing=True,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
         )
-        self.directory = directory.absolute()
         try:
-            self._manager = ocp.CheckpointManager(self.directory, options=options)
+            return ocp.CheckpointManager(self.directory, options=options)
         except (ValueError, KeyError, TypeError) as error:
             raise _damaged(self.directory, error) from error
 
+    @property
+    def _opened(self) -> bool:
+        return "_manager" in vars(self)
+
+    @property
+    def _exists(self) -> bool:
+        return self._opened or self.directory.exists()
+
     def save(self, state: TrainState, progress: dict[str, Any], value: float | None = None) -> None:
         """Start writing the state and a JSON-ready dictionary; value is the metric that picks the best, if measured."""
+        import orbax.checkpoint as ocp
+
         step = int(state.step)
         if step in self._manager.all_steps():
             return
@@ -120,21 +141,22 @@ class Checkpoints:
     def wait(self) -> None:
         """Until all that was started has been written; InputError if it could not be."""
         try:
-            self._manager.wait_until_finished()
+            if self._opened:
+                self._manager.wait_until_finished()
         except Exception as error:
             raise _write_error(self.directory, error) from error
 
     def latest_step(self) -> int | None:
         """The newest whole checkpoint's step, or None."""
-        return self._manager.latest_step()
+        return self._manager.latest_step() if self._exists else None
 
     def best_step(self) -> int | None:
         """The step of the best evaluation, or the newest where none was made, or None."""
-        return self._manager.best_step()
+        return self._manager.best_step() if self._exists else None
 
     def steps(self) -> list[int]:
         """The steps of all whole checkpoints, ascending."""
-        return sorted(self._manager.all_steps())
+        return sorted(self._manager.all_steps()) if self._exists else []
 
     def _seal(self) -> None:
         """Write the digests: Orbax calls this when all else is written, before the directory gets its step's number."""
@@ -147,6 +169,8 @@ class Checkpoints:
 
         Raises InputError for a checkpoint that is damaged or of another model.
         """
+        import orbax.checkpoint as ocp
+
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _arrays(state))
         args = ocp.args.Composite(state=ocp.args.StandardRestore(target), progress=ocp.args.JsonRestore())
         try:
@@ -159,7 +183,8 @@ class Checkpoints:
 
     def close(self) -> None:
         """Finish writing and let go of the directory."""
-        self._manager.close()
+        if self._opened:
+            self._manager.close()
 
 
 def _arrays(state: TrainState) -> dict[str, Any]:

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 
 import ftjax
-from ftjax import digest, launch, machine, processes, rundir, shares
+from ftjax import checkpoint, digest, launch, machine, processes, rundir, shares
 from ftjax.card import write_card
 from ftjax.checkpoint import Checkpoints, damage, set_damaged_aside
 from ftjax.config import TrainConfig
@@ -230,10 +230,11 @@ class Session:
         with self.disk():
             set_damaged_aside(self.config.output / "checkpoints", terminal.say)
             self.checkpoints = Checkpoints(self.config.output / "checkpoints", higher_is_better=self.higher_is_better)
+            step = self.checkpoints.latest_step()
         self.progress = Progress()
         self.step = 0
         self.prefix: FrozenPrefix | None = None
-        if (step := self.checkpoints.latest_step()) is not None:
+        if step is not None:
             self.step, self.stage = step, run.stage_of(step)
             fresh = run.state_of(self.stage)
             with self.disk():
@@ -358,7 +359,7 @@ class Session:
         """
         data = self.run.data
         examples = data.test if data.eval is None else data.eval
-        packages = list(figures.PACKAGES) if processes.is_first() else []
+        packages = [*checkpoint.PACKAGES, *(figures.PACKAGES if processes.is_first() else ())]
         work: list[Callable[[], object]] = [lambda: [importlib.import_module(name) for name in packages]]
         if examples is not None and self.run.supervised:
             packages += data.task.packages
