@@ -289,7 +289,7 @@ def test_a_failing_disk_is_said_in_one_line(arguments, begun, tmp_path, monkeypa
     line = fail(capsys, *arguments, "--output", tmp_path / "new")
     assert os.strerror(errno.EIO) in line and "--resume" in line
     monkeypatch.undo()
-    monkeypatch.setattr("ftjax.checkpoint.ocp.CheckpointManager.save", fails)
+    monkeypatch.setattr("orbax.checkpoint.CheckpointManager.save", fails)
     line = fail(capsys, *arguments, "--output", shutil.copytree(begun, tmp_path / "run"))
     assert "could not be written" in line and "--resume" in line
 
