@@ -16,7 +16,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -38,7 +38,7 @@ from ftjax.data.tokenize import Examples
 from ftjax.errors import InputError, Stopped
 from ftjax.evaluation import all_outputs
 from ftjax.export import save_model
-from ftjax.parallel import Compiled, shard_batch
+from ftjax.parallel import Compiled
 from ftjax.partition import count
 from ftjax.prefix import Attach, FrozenPrefix, Limits, prefix_step, unchanged
 from ftjax.prepare import Run, prepare
@@ -353,23 +353,13 @@ class Session:
             self.terminal.stop()
 
     def look_ahead(self) -> None:
-        """Let threads do what takes seconds when rows are first scored and the report is written: import packages, compile.
-
-        To be called while the first step is compiled, before the state is given away to it.
-        """
+        """Let a thread import what takes seconds when a checkpoint, the scores and the report are first made."""
         data = self.run.data
-        examples = data.test if data.eval is None else data.eval
-        packages = [*checkpoint.PACKAGES, *(figures.PACKAGES if processes.is_first() else ())]
-        work: list[Callable[[], object]] = [lambda: [importlib.import_module(name) for name in packages]]
-        if examples is not None and self.run.supervised:
-            packages += data.task.packages
-            if self.prefix is None and jax.process_count() == 1:  # else rows differ; and processes compile in the same order
-                size = batch_rows(examples, self.config.batch_size)
-                batch = next(data.task.batches(examples, data.buckets, size, pad_token_id=data.pad_token_id, seed=None))
-                params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self.state.params)
-                work.append(functools.partial(self.predict.prepare, params, shard_batch(batch, self.mesh)))
-        for job in work:
-            threading.Thread(target=attempt, args=[job], name="look ahead").start()
+        scored = self.run.supervised and not (data.eval is None and data.test is None)
+        packages = [*checkpoint.PACKAGES, *(data.task.packages if scored else ())]
+        if processes.is_first():
+            packages += figures.PACKAGES
+        threading.Thread(target=import_packages, args=[packages], name="look ahead").start()
 
     def prefix_progress(self, done: int, total: int) -> None:
         """Show how far the cache is; end the run where a signal asks for it (nothing new needs saving)."""
@@ -671,10 +661,11 @@ class Session:
         return json.loads((output / "result.json").read_text(encoding="utf-8"))
 
 
-def attempt(job: Callable[[], object]) -> None:
-    """What goes wrong is left to whoever needs the result, and tries again."""
-    with suppress(Exception):
-        job()
+def import_packages(names: Sequence[str]) -> None:
+    """Import them; what cannot be is left to whoever needs it, and says so."""
+    for name in names:
+        with suppress(Exception):
+            importlib.import_module(name)
 
 
 def told(scores: Mapping[str, float]) -> str:

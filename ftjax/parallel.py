@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -122,7 +121,7 @@ class Compiled:
     step: (*trees, batch) -> anything, or with `pmapped` what `pmap_step` gives. donate: whether the first tree's buffers
     are reused for the result. gather: whether the result lies whole on every device.
 
-    seconds: how long callers waited for programs. meanwhile: called once, when a program has been traced and is about to be
+    seconds: how long compiling took. meanwhile: called once, when a program has been traced and is about to be
     compiled, which leaves Python, and for some of the time all cores but one, idle.
     """
 
@@ -133,7 +132,6 @@ class Compiled:
         self.seconds = 0.0
         self.meanwhile: Callable[[], None] | None = None
         self.programs: dict[tuple[Any, ...], Any] = {}
-        self._compiling = threading.Lock()
         self._ready: set[tuple[Any, ...]] = set()
         whole = {"out_shardings": NamedSharding(mesh, PartitionSpec())} if gather else {}
         self._jitted: Any = step if pmapped else jax.jit(step, donate_argnums=0 if donate else (), **whole)
@@ -152,25 +150,16 @@ class Compiled:
 
     def program(self, *arguments: Any) -> Any:
         """The compiled program for arguments such as these; shapes with shardings will do."""
-        if (shapes := _shapes(arguments[-1])) not in self.programs:
+        shapes = tuple((name, value.shape) for name, value in arguments[-1].items())
+        if shapes not in self.programs:
             start = time.perf_counter()
-            self.prepare(*arguments)
+            lowered = self._jitted.lower(*arguments)
+            meanwhile, self.meanwhile = self.meanwhile, None
+            if meanwhile is not None:
+                meanwhile()
+            self.programs[shapes] = compiled(lowered, self.mesh.devices.flat[0].platform, self.mesh.size)
             self.seconds += time.perf_counter() - start
         return self.programs[shapes]
-
-    def prepare(self, *arguments: Any) -> None:
-        """Compile the program for such arguments if it is not there; a thread may do so before another one asks for it."""
-        with self._compiling:
-            if (shapes := _shapes(arguments[-1])) not in self.programs:
-                lowered = self._jitted.lower(*arguments)
-                meanwhile, self.meanwhile = self.meanwhile, None
-                if meanwhile is not None:
-                    meanwhile()
-                self.programs[shapes] = compiled(lowered, self.mesh.devices.flat[0].platform, self.mesh.size)
-
-
-def _shapes(batch: Any) -> tuple[Any, ...]:
-    return tuple((name, value.shape) for name, value in batch.items())
 
 
 def _rows(batch: Any) -> tuple[Any, ...]:
