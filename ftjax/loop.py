@@ -378,7 +378,7 @@ class Session:
         with closing(prefetch(self.batches(epoch, start=self.step - epoch * per_epoch))) as source:
             for batch in source:
                 seconds["data_wait"] += clock.lap()
-                compiling = self.train_step.seconds
+                compiling = self.compile_seconds
                 if not self.train_step.is_ready(batch):
                     compiled = self.train_step.programs  # of other lengths
                     self.terminal.doing("compiling the step for another length of rows" if compiled else "compiling")
@@ -386,7 +386,7 @@ class Session:
                 self.state = dataclasses.replace(state, frozen=self.state.frozen)
                 self.step += 1
                 self.running.append((self.step, self.rows_in(batch), metrics))
-                compiling = self.train_step.seconds - compiling
+                compiling = self.compile_seconds - compiling
                 seconds["compile"] += compiling
                 if compiling and self.one_length:
                     self.set_fragments_aside()
@@ -589,9 +589,10 @@ class Session:
     def restore_best(self) -> int:
         """Take the state of the best epoch (of the last one without evaluation) and return its step."""
         best = self.progress.best_step or self.step
-        if best != self.step:
-            self.wait()
-        if best != self.step and (wrong := damage(self.checkpoints.directory / str(best))):
+        if best == self.step:
+            return best
+        self.wait()
+        if wrong := damage(self.checkpoints.directory / str(best)):
             self.terminal.say(
                 f"The best checkpoint, of step {best}, cannot be used ({wrong}); the last step's model takes its place."
             )
