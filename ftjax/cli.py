@@ -213,9 +213,10 @@ def run(command: Any) -> None:
 
             join(command)
             from ftjax.compare import compare
+            from ftjax.compiler import elsewhere
             from ftjax.terminal import Terminal
 
-            with last_word(), Terminal(quiet=not is_first()) as terminal:
+            with last_word(), elsewhere(command.model), Terminal(quiet=not is_first()) as terminal:
                 results = compare(command, terminal)
             if command.json and is_first():
                 print_json(results)
@@ -232,10 +233,12 @@ def run(command: Any) -> None:
             else:
                 show_plan(found)
         case BenchmarkConfig():
+            from ftjax.compiler import elsewhere
             from ftjax.cost.benchmark import benchmark, show_benchmark
             from ftjax.terminal import Terminal
 
-            found = benchmark(command, Terminal().say)
+            with elsewhere(command.model):
+                found = benchmark(command, Terminal().say)
             if command.json:
                 print_json(found)
             else:
@@ -244,11 +247,12 @@ def run(command: Any) -> None:
             from ftjax.processes import is_first, join, last_word
 
             join(command)  # before anything asks JAX for a device
+            from ftjax.compiler import elsewhere
             from ftjax.loop import fit
             from ftjax.rundir import predicts
             from ftjax.terminal import Terminal, what_next
 
-            with last_word(), Terminal(quiet=not is_first()) as terminal:
+            with last_word(), elsewhere(command.model), Terminal(quiet=not is_first()) as terminal:
                 result = fit(command, terminal)
                 terminal.say(what_next(command, predicts=predicts(command.output)))
             if command.json and is_first():

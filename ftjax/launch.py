@@ -9,7 +9,6 @@ huge pages, a step of MiniLM takes about 0.8 of the time (docs/performance.md).
 from __future__ import annotations
 
 import atexit
-import ctypes
 import gc
 import os
 import sys
@@ -17,7 +16,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar
 
 VARIABLE = "GLIBC_TUNABLES"
 TUNABLES = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000:glibc.malloc.arena_max=1"
@@ -63,52 +61,6 @@ def with_huge_pages(devices: Path = Path("/dev")) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-
-
-class _Heap(ctypes.Structure):
-    """glibc's `struct mallinfo2`; keepcost: bytes that are free at the heap's end."""
-
-    _fields_: ClassVar = [
-        (name, ctypes.c_size_t)
-        for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
-    ]
-
-
-LARGE, SMALL = 2**25, 2**10
-"""Bytes. Free pieces that are multiples of the one serve the steps' buffers; those below the other are found at once."""
-
-
-def set_fragments_aside() -> None:
-    """Take the free pieces that compiling has left in the heap out of use, for good; does nothing without `with_huge_pages`.
-
-    A compiler leaves tens of thousands of them, of all sizes, and whatever a step asks for is then sought among them, by one
-    thread at a time: a step of MiniLM took 9 % longer than in a process that had found its programs compiled. To be called
-    while no step runs, and once: steps of other lengths, compiled later, would find nothing to use again (5.2 instead of 3.3 GB
-    with six lengths of MiniLM; with one 2.0 to 2.4 GB either way).
-    """
-    if not one_heap():
-        return
-    c = ctypes.CDLL(None)
-    c.malloc.restype, c.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-    c.sbrk.restype, c.sbrk.argtypes = ctypes.c_void_p, [ctypes.c_ssize_t]
-    c.free.argtypes, c.mallinfo2.restype = [ctypes.c_void_p], _Heap
-    c.malloc_trim(0)
-    end = c.sbrk(0) - c.mallinfo2().keepcost  # of the pieces; beyond it all is free
-
-    def pieces(size: int) -> Iterator[int]:
-        """Takes every piece that has so many bytes."""
-        while (piece := c.malloc(size)) and piece < end:
-            yield piece
-        c.free(piece)
-
-    large = [*pieces(LARGE)]  # kept out of the way
-    size = LARGE // 2
-    while size >= SMALL:
-        for _ in pieces(size):
-            pass
-        size //= 2
-    for piece in large:
-        c.free(piece)
 
 
 def keep_programs() -> None:

@@ -27,12 +27,12 @@ import jax
 import jax.numpy as jnp
 
 import ftjax
-from ftjax import checkpoint, digest, launch, machine, processes, rundir, shares
+from ftjax import checkpoint, digest, machine, processes, rundir, shares
 from ftjax.card import write_card
 from ftjax.checkpoint import Checkpoints, damage, set_damaged_aside
 from ftjax.config import TrainConfig
 from ftjax.data.files import Rows
-from ftjax.data.packing import Packed, batch_rows
+from ftjax.data.packing import batch_rows
 from ftjax.data.prefetch import prefetch
 from ftjax.data.tokenize import Examples
 from ftjax.errors import InputError, Stopped
@@ -388,8 +388,6 @@ class Session:
                 self.running.append((self.step, self.rows_in(batch), metrics))
                 compiling = self.compile_seconds - compiling
                 seconds["compile"] += compiling
-                if compiling and self.one_length:
-                    self.set_fragments_aside()
                 at_end = self.step == (epoch + 1) * per_epoch
                 stopping = self.stopping()
                 saving = stopping or (config.save_every and self.step % config.save_every == 0)
@@ -425,17 +423,6 @@ class Session:
         """How many examples train in a step; of several processes, as if the others' rows were as full as this one's."""
         rows = batch["example_ids"]
         return int((rows >= 0).sum()) * self.train_rows // len(rows)
-
-    @property
-    def one_length(self) -> bool:
-        """Whether all training rows have the same length, so that there is one step to compile."""
-        return isinstance(self.run.data.train, Packed) or len(self.run.data.buckets) == 1
-
-    def set_fragments_aside(self) -> None:
-        """What compiling has left in the heap, where steps run in it."""
-        if jax.default_backend() == "cpu":
-            jax.block_until_ready(self.state.step)
-            launch.set_fragments_aside()
 
     def tokens_in(self, batch: dict[str, Any]) -> int:
         """How many tokens train in a step, padding left out."""
@@ -527,7 +514,6 @@ class Session:
         tokens = self.tokens[-20:] or [0]
         return statistics.mean(tokens) / statistics.median(self.step_seconds[-20:] or [math.inf])
 
-    @property
     def status(self) -> str:
         """How the run stands, for the panel."""
         loss = f"loss {self.loss:.4f}  " if self.loss is not None else ""

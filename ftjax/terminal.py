@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console, Group
@@ -27,7 +28,7 @@ class Terminal:
         self.every_seconds = every_seconds
         self._bar: Progress | None = None
         self._live: Live | None = None
-        self._status = ""
+        self._status: Callable[[], str] = str
         self._spoken = 0.0
 
     def say(self, line: str) -> None:
@@ -46,27 +47,27 @@ class Terminal:
             self._live.start()
 
     def _panel(self) -> Group:
-        return Group(self._bar or "", Text(self._status, style="dim"))
+        return Group(self._bar or "", Text(self._status(), style="dim"))
 
     def doing(self, what: str) -> None:
         """Show what takes time now, such as compiling; the next `advance` takes its place."""
-        self._status = what
+        self._status = lambda: what
         if self._live is not None:
             self._live.refresh()
 
-    def advance(self, note: str = "", *, by: int = 1) -> None:
-        """Move the bar on, with a note such as the loss."""
+    def advance(self, note: Callable[[], str] = str, *, by: int = 1) -> None:
+        """Move the bar on. note: asked, maybe in another thread, whenever what is beside it is shown, such as the loss."""
         self._done += by
         self._status = note
         if self._bar is not None:
             self._bar.update(self._task, completed=self._done)
         elif time.monotonic() - self._spoken > self.every_seconds:
             self._spoken = time.monotonic()
-            self.say(f"{self._name} {self._done}/{self._total} {note}")
+            self.say(f"{self._name} {self._done}/{self._total} {note()}")
 
     def stop(self) -> None:
         """End the bar, if there is one."""
-        self._status = ""
+        self._status = str
         if self._live is not None:
             self._live.stop()
             self._live = self._bar = None

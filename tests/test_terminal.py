@@ -26,7 +26,7 @@ def test_the_panel_says_how_the_run_stands_and_what_is_compiled():
         terminal.start("epoch 1/2", 10)
         terminal.doing("compiling")
         assert "compiling" in file.getvalue() and "epoch 1/2" in file.getvalue()
-        terminal.advance("loss 0.5000  64.0 examples/s")
+        terminal.advance(lambda: "loss 0.5000  64.0 examples/s")
         terminal._live.refresh()
         assert "loss 0.5000  64.0 examples/s" in file.getvalue() and "1/10" in file.getvalue()
         terminal.say("a [line] of its own")
@@ -39,7 +39,7 @@ def test_without_a_terminal_there_are_plain_lines_now_and_then():
     with terminal:
         terminal.start("epoch 1/2", 10)
         terminal.doing("compiling")
-        terminal.advance("loss 0.5000")
+        terminal.advance(lambda: "loss 0.5000")
     assert file.getvalue() == "epoch 1/2 1/10 loss 0.5000\n"
 
 
@@ -56,6 +56,6 @@ def test_what_comes_next_are_commands_that_ftjax_takes(tmp_path):
 
 def test_no_rate_is_shown_before_a_step_has_been_waited_for():
     session = SimpleNamespace(tokens=[], step_seconds=[], loss=0.5, value=None, metric="accuracy")
-    assert Session.status.fget(session) == "loss 0.5000"
+    assert Session.status(session) == "loss 0.5000"
     session.tokens, session.step_seconds = [640, 320], [2.0, 2.0]
     assert Session.tokens_per_second.fget(session) == 240
