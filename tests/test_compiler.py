@@ -18,6 +18,7 @@ from ftjax import compiler, launch
 from ftjax.cli import main
 
 PLACE = importlib.import_module(compiler.COMPILES[0])
+pytestmark = pytest.mark.skipif(not launch.huge_pages_possible(), reason="is started on Linux with glibc 2.35 or newer")
 
 
 @pytest.fixture
