@@ -15,7 +15,7 @@ import io
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -24,9 +24,9 @@ from typing import Any
 from ftjax import launch
 
 SMALLEST_MODEL = 20_000_000
-"""Bytes of files. A smaller one is compiled before the other process could have begun."""
+"""Bytes of files. For a smaller one no process is started."""
 SMALLEST_PROGRAM = 60_000
-"""Bytes that describe it to the compiler."""
+"""Bytes that describe it to the compiler. A smaller one is compiled where it is asked for."""
 COMPILES, KEEPS = ("jax._src.compiler", "backend_compile_and_load"), ("jax._src.compilation_cache", "put_executable_and_time")
 PARAMETERS = {
     COMPILES: ["backend", "module", "executable_devices", "options", "host_callbacks"],
@@ -114,6 +114,18 @@ class Serialized:
 
 
 @contextlib.contextmanager
+def replaced(place: tuple[str, str], function: Callable[..., Any]) -> Iterator[None]:
+    """Another function meanwhile stands in the place (module, name)."""
+    module, name = importlib.import_module(place[0]), place[1]
+    before = getattr(module, name)
+    setattr(module, name, function)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
+
+
+@contextlib.contextmanager
 def elsewhere(model: str) -> Iterator[None]:
     """Programs for one device of the CPU are meanwhile compiled by a process of their own, where that is `worthwhile`.
 
@@ -123,8 +135,7 @@ def elsewhere(model: str) -> Iterator[None]:
     if not worthwhile(model) or not as_known():
         yield
         return
-    modules = [importlib.import_module(module) for module, _ in PARAMETERS]
-    compile_here, keep = (getattr(module, name) for module, (_, name) in zip(modules, PARAMETERS, strict=True))
+    compile_here, keep = (getattr(importlib.import_module(module), name) for module, name in PARAMETERS)
     compiler = Compiler()
     last: list[Any] = [None, None]  # the program that came from there last: as it was loaded, and as it came
 
@@ -143,11 +154,5 @@ def elsewhere(model: str) -> Iterator[None]:
         given = last[1] if executable is last[0] else executable
         return keep(cache_key, module_name, given, backend, compile_time)
 
-    for module, (_, name), function in zip(modules, PARAMETERS, (compile_there, keep_as_it_came), strict=True):
-        setattr(module, name, function)
-    try:
+    with contextlib.closing(compiler), replaced(COMPILES, compile_there), replaced(KEEPS, keep_as_it_came):
         yield
-    finally:
-        for module, (_, name), function in zip(modules, PARAMETERS, (compile_here, keep), strict=True):
-            setattr(module, name, function)
-        compiler.close()

@@ -52,7 +52,7 @@ def no_cache(settings, large):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """What every `Compiler` was asked for and answered: lengths of modules and whether there was an answer."""
+    """For every program that a `Compiler` was asked for, whether it gave it."""
     found, ask = [], compiler.Compiler.__call__
 
     def recorded(self, module, options):
